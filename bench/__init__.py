@@ -1,0 +1,1 @@
+"""Measures downtime, throughput, brownout and scale."""

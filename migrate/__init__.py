@@ -1,0 +1,1 @@
+"""A process leaves one host and goes on at another."""

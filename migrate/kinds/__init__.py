@@ -1,0 +1,1 @@
+"""What a process holds: one file for each kind of thing, dump beside restore."""

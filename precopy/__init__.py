@@ -1,0 +1,1 @@
+"""The memory of a process tree that will not hold still."""

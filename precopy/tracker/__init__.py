@@ -1,0 +1,1 @@
+"""Which pages were written since the last look: the port, and its adapters."""

@@ -1,0 +1,1 @@
+"""The tests; a package, so that no folder in it can hide one of ours."""

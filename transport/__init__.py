@@ -1,0 +1,1 @@
+"""Two agents agree about one migration; processes and pages are opaque here."""
