@@ -1,0 +1,58 @@
+# Everything is made in .venv and beside the sources; `make clean` takes it away.
+
+PYTHON ?= python3
+BIN := .venv/bin
+NATIVE := $(wildcard precopy/native/*.[ch] precopy/native/build.py \
+                     migrate/kernel/native/*.[ch] migrate/kernel/native/build.py)
+
+# With a terminal or without: nothing that runs here asks a question.
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+help:  ## What can be made
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+
+build: .venv/built  ## Install what is missing, then build the environment and the C cores
+
+check: build  ## The quick one, without privileges: format, lint, types, contracts, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/pytest -q -rs -m "not live" </dev/null
+
+test: build  ## All tests; as root also the live ones (what is skipped is listed)
+	$(BIN)/pytest -rs </dev/null
+
+live: build  ## Only the tests that need root and a real kernel to play with
+	$(BIN)/pytest -rs -m live </dev/null
+
+demo: build  ## Two throw-away hosts, a live program, one migration, its report (root)
+	$(BIN)/migrate demo
+
+format: build  ## Put the sources into the one format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## Remove all that was made here
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -f precopy/_native.c precopy/_native.*.so migrate/kernel/_native.c migrate/kernel/_native.*.so
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+tools:
+	@.ci/tools $(or $(wildcard .venv/bin/python),$(PYTHON))
+
+.venv/bin/python: | tools
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml setup.py | .venv/bin/python
+	$(BIN)/pip install -q -e '.[dev]'
+	@touch $@
+
+.venv/built: .venv/installed $(NATIVE)
+	$(BIN)/python precopy/native/build.py
+	$(BIN)/python migrate/kernel/native/build.py
+	@touch $@
+
+.PHONY: help build check test live demo format clean tools
+.DELETE_ON_ERROR:
