@@ -1,0 +1,136 @@
+"""The leak oracle notices what it is there to notice."""
+
+import os
+import select
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests import leaks
+
+
+def left(before: leaks.Snapshot) -> str:
+    return "\n".join(leaks.difference(before, leaks.snapshot()))
+
+
+def test_nothing_is_reported_when_nothing_was_left() -> None:
+    """Two looks in a row agree, also with a child that came and went between."""
+    before = leaks.snapshot()
+    subprocess.run(["true"], check=True)
+    assert left(before) == ""
+
+
+def test_a_child_that_was_not_reaped_is_noticed() -> None:
+    """A zombie is a process too."""
+    before = leaks.snapshot()
+    child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    try:
+        assert f"processes: {child.pid} 'cat'" in left(before)
+        child.communicate()
+        assert left(before) == ""
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_an_orphan_is_noticed_by_its_environment() -> None:
+    """Its parent has gone, and it has been given to another."""
+    before = leaks.snapshot()
+    said = subprocess.run(
+        ["sh", "-c", "sleep 60 >/dev/null & echo $!"],
+        stdout=subprocess.PIPE,
+        check=True,
+    ).stdout
+    try:
+        assert f"processes: {int(said)} 'sleep'" in left(before)
+    finally:
+        os.kill(int(said), 9)
+    assert leaks.left_since(before, patience_s=10) == ()
+
+
+def test_a_stranger_is_not_accused() -> None:
+    """Neither a process of others nor what bears its pid in its name."""
+    before = leaks.snapshot()
+    environment = {k: v for k, v in os.environ.items() if k != leaks.TOKEN_NAME}
+    said = subprocess.run(
+        ["sh", "-c", "sleep 60 >/dev/null & echo $!"],
+        stdout=subprocess.PIPE,
+        check=True,
+        env=environment,
+    ).stdout
+    theirs = Path(f"/tmp/migrate-{int(said)}")
+    theirs.touch()
+    try:
+        assert left(before) == ""
+        pidfd = os.pidfd_open(int(said))
+        os.kill(int(said), 9)
+        select.select([pidfd], [], [])
+        os.close(pidfd)
+        assert f"files: {theirs}" in left(before), "nobody owns it any more"
+    finally:
+        theirs.unlink()
+
+
+def test_a_descriptor_is_noticed() -> None:
+    """With its number and what it is open on."""
+    before = leaks.snapshot()
+    fd = os.open("/dev/null", os.O_RDONLY)
+    try:
+        assert left(before) == f"descriptors: {fd} is /dev/null"
+    finally:
+        os.close(fd)
+
+
+def test_a_thread_is_noticed() -> None:
+    """A tracer thread that nobody joined would hold its tracees stopped."""
+    before = leaks.snapshot()
+    enough = threading.Event()
+    thread = threading.Thread(target=enough.wait, name="tracer")
+    thread.start()
+    try:
+        assert "threads: tracer" in left(before)
+    finally:
+        enough.set()
+        thread.join()
+
+
+def test_a_temporary_file_is_noticed(tmp_path: Path) -> None:
+    """What pytest itself keeps for us is not."""
+    before = leaks.snapshot()
+    ours = Path(f"/tmp/migrate-leaks-{os.getpid()}")
+    ours.touch()
+    (tmp_path / "migrate-kept").touch()
+    try:
+        assert left(before) == f"files: {ours}"
+    finally:
+        ours.unlink()
+
+
+@pytest.mark.live
+def test_a_cgroup_is_noticed() -> None:
+    """Wherever below the cgroup2 mount it was made."""
+    before = leaks.snapshot()
+    top = next(
+        Path(line.split()[4])
+        for line in Path("/proc/self/mountinfo").read_text().splitlines()
+        if " - cgroup2 " in line
+    )
+    ours = top / f"migrate-leaks-{os.getpid()}"
+    ours.mkdir()
+    try:
+        assert left(before) == f"cgroups: {ours}"
+    finally:
+        ours.rmdir()
+
+
+@pytest.mark.live
+def test_a_mount_is_noticed(tmp_path: Path) -> None:
+    """One that survived its maker would pin the file system below it."""
+    before = leaks.snapshot()
+    subprocess.run(["mount", "-t", "tmpfs", "none", str(tmp_path)], check=True)
+    try:
+        assert left(before) == f"mounts: {tmp_path} (tmpfs)"
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
