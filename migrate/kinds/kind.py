@@ -1,0 +1,221 @@
+"""What a kind says of itself, and what it is handed to work with.
+
+A kind is one module beside this one: everything about one sort of thing that a
+process holds, with the frozen record that travels between dump and restore.
+
+A record is a frozen, slotted dataclass of plain fields (int, bool, str, bytes,
+tuples, other such dataclasses). It crosses the wire as msgpack and is decoded
+strictly. Paths are bytes: the kernel's names need not be UTF-8.
+
+Each kind is dumped twice, before the freeze and in it. What was dumped first is
+restored while the source still runs; in the frozen section only what differs is
+restored again. Late kinds are dumped and restored in the frozen section only.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from migrate.kernel.pidfds import PidFd
+    from migrate.kernel.procfs import FdView
+    from migrate.kernel.remote import Remote, RemoteFd
+    from migrate.kernel.tracee import Tracee
+    from precopy.ids import Pid, Tid
+    from precopy.task_memory import TaskMemory
+
+# Whatever class the kind names as its record.
+Record: TypeAlias = Any
+
+
+class Scope(Enum):
+    """Whose property a kind carries."""
+
+    DESCRIPTOR = auto()
+    PROCESS = auto()
+    TASK = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind's name (that of its module), the version of its record, and its place."""
+
+    name: str
+    version: int
+    scope: Scope
+    record: type
+    after: tuple[str, ...] = ()  # kinds of the same scope that are restored first
+    late: bool = False  # dumped and restored in the frozen section only
+    exclusive: bool = False  # a descriptor: refused if another process holds it too
+
+
+class CannotCarry(Exception):
+    """A kind found something that it cannot dump or cannot restore.
+
+    ``message`` is the whole sentence: what it is, and the way out.
+    """
+
+    def __init__(
+        self, kind: str, message: str, *, pid: int | None = None, fd: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.pid = pid
+        self.fd = fd
+
+
+@dataclass(slots=True)
+class Source:
+    """A process being dumped: all its threads are stopped.
+
+    ``remote`` is the leader's; ``remote.on(tid)`` is another thread's. ``views``
+    is the descriptor table as /proc shows it now.
+    """
+
+    pid: Pid
+    tracee: Tracee
+    remote: Remote
+    pidfd: PidFd
+    views: tuple[FdView, ...] = ()
+
+
+@dataclass(slots=True)
+class Target:
+    """A skeleton that is given what a process had: all its threads are stopped.
+
+    ``pid`` is what our pid namespace calls it. ``parked`` is where a kind keeps,
+    under a key that begins with its name, what it made for a later record (the
+    other end of a pipe); what is left there in the end is closed.
+    """
+
+    pid: Pid
+    tracee: Tracee
+    remote: Remote
+    memory: TaskMemory
+    pidfd: PidFd
+    parking: Parking = field(default_factory=lambda: Parking())
+    parked: dict[tuple[str | int, ...], RemoteFd] = field(default_factory=dict)
+
+    def park(self, fd: RemoteFd) -> RemoteFd:
+        """The same description at a number that nobody wants; ``fd`` is closed.
+
+        A number that nobody wants already stays where it is.
+        """
+        spare = self.parking.take(fd)
+        if spare != fd:
+            batch = self.remote.batch()
+            batch.add("dup3", fd, spare, os.O_CLOEXEC)
+            batch.add("close", fd)
+            batch.run()
+        return cast("RemoteFd", spare)
+
+    def unpark(self, fd: RemoteFd) -> None:
+        """Close what was parked at ``fd``."""
+        self.remote.syscall("close", fd)
+        self.parking.give_back(fd)
+
+
+class Parking:
+    """Descriptor numbers of the target that nobody wants in the end.
+
+    A description is opened at whatever number is free, and that may be one which
+    another is going to have: until then it waits at a spare number.
+    """
+
+    def __init__(self, wanted: Iterable[int] = (), limit: int = 1024) -> None:
+        self._wanted = frozenset(wanted)
+        self._limit = limit  # RLIMIT_NOFILE: every number is below it
+        self._taken: set[int] = set()
+        self._next = max(self._wanted, default=-1) + 1
+
+    def take(self, fd: int) -> int:
+        """A spare number for ``fd``: its own if nobody wants that.
+
+        Raises:
+            CannotCarry: every number below the limit is wanted or taken.
+        """
+        number = self._spare() if fd in self._wanted else fd
+        self._taken.add(number)
+        return number
+
+    def give_back(self, fd: int) -> None:
+        """``fd`` is closed again."""
+        self._taken.discard(fd)
+
+    def _spare(self) -> int:
+        above = range(self._next, self._limit)
+        gaps = range(min(self._next, self._limit))
+        for numbers in (above, gaps):
+            for number in numbers:
+                if number not in self._wanted and number not in self._taken:
+                    self._next = max(self._next, number + 1)
+                    return number
+        raise CannotCarry(
+            "descriptors",
+            f"All {self._limit} descriptor numbers are in use, and one more is needed "
+            "to rebuild the table. Close a descriptor or raise RLIMIT_NOFILE.",
+        )
+
+
+class DescriptorKind(Protocol):
+    """What a module offers whose kind is a file descriptor's."""
+
+    KIND: Kind
+
+    def claims(self, view: FdView) -> bool:
+        """Whether this descriptor is of this kind; asks for nothing but the view."""
+
+    def refuse(self, view: FdView) -> str | None:
+        """Why this one cannot go, as a sentence; None if it can. Reads /proc only."""
+
+    def dump(self, process: Source, view: FdView) -> Record:
+        """The record of one open file description, seen through one of its numbers."""
+
+    def restore(self, record: Record, target: Target) -> RemoteFd:
+        """Rebuild it at a number of its own choosing, which the caller then owns."""
+
+    def update(self, old: Record, new: Record, target: Target, fd: RemoteFd) -> bool:
+        """Turn what ``old`` restored at ``fd`` into ``new``; False: restore it anew.
+
+        False leaves ``fd`` as it was.
+        """
+
+    # A kind that refers to other descriptors by number also offers
+    #   finish(record, target: Target, fd: RemoteFd) -> None
+    # which is called after every pass, when each number is what it will be.
+
+
+class ProcessKind(Protocol):
+    """What a module offers whose kind is a process's."""
+
+    KIND: Kind
+
+    def refuse(self, pid: Pid) -> list[str]:
+        """Every reason why it cannot go, as sentences. Reads /proc only."""
+
+    def dump(self, source: Source) -> Record:
+        """The record; None if there is nothing to carry."""
+
+    def restore(self, record: Record, target: Target) -> None:
+        """Rebuild it; may be called again with a newer record."""
+
+
+class TaskKind(Protocol):
+    """What a module offers whose kind is a task's."""
+
+    KIND: Kind
+
+    def refuse(self, pid: Pid) -> list[str]:
+        """Every reason why a task of the process cannot go. Reads /proc only."""
+
+    def dump(self, source: Source, tid: Tid) -> Record:
+        """The record; None if there is nothing to carry."""
+
+    def restore(self, record: Record, target: Target, tid: Tid) -> None:
+        """Rebuild it; may be called again with a newer record."""

@@ -1,0 +1,1 @@
+"""Programs that arrange something, are moved and check themselves; the harness."""

@@ -1,0 +1,104 @@
+"""Builds a scenario, starts it, hears what it says and tells it that it was moved."""
+
+from __future__ import annotations
+
+import functools
+import os
+import select
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+HERE = Path(__file__).parent
+FLAGS = ("-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread")
+PATIENCE_S = 30.0  # a scenario that says nothing for so long is stuck
+
+
+@functools.cache
+def _build_folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="scenarios-")
+
+
+@functools.cache
+def build(name: str) -> Path:
+    """The compiled scenario ``name``.c; the same file for the whole test run."""
+    program = Path(_build_folder().name) / name
+    subprocess.run(
+        ["gcc", *FLAGS, "-o", str(program), str(HERE / f"{name}.c"), "-lrt"],
+        check=True,
+    )
+    return program
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Where a scenario waits."""
+
+    pid: int  # as it sees itself
+    flag: int  # address of the int that it watches
+
+
+class Scenario:
+    """One run of a scenario program; as a context manager it ends with the block."""
+
+    def __init__(self, name: str, folder: Path, *arguments: str) -> None:
+        self.name = name
+        self._fifo = folder / f"{name}.said"
+        os.mkfifo(self._fifo)
+        # O_RDWR: the scenario's open(2) never blocks, and we never see EOF.
+        self._said = os.open(self._fifo, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        self._rest = b""
+        self.process = subprocess.Popen(
+            [build(name), self._fifo, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=folder,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._said)
+
+    def line(self) -> str:
+        """The next line that it says; waits for it."""
+        while b"\n" not in self._rest:
+            readable, _, _ = select.select([self._said], [], [], PATIENCE_S)
+            assert readable, f"{self.name} says nothing"
+            self._rest += os.read(self._said, 65536)
+        line, self._rest = self._rest.split(b"\n", 1)
+        return line.decode(errors="replace")
+
+    def ready(self) -> Ready:
+        """Wait until it has arranged everything."""
+        word, *numbers = self.line().split()
+        assert word == "ready", (word, numbers)
+        return Ready(int(numbers[0]), int(numbers[1], 16))
+
+    def verdict(self) -> list[str]:
+        """Everything that it finds wrong; empty if it says "ok". Waits for it."""
+        complaints: list[str] = []
+        while (line := self.line()) not in ("ok", "failed"):
+            complaints.append(line)
+        return complaints if complaints else [] if line == "ok" else ["failed"]
+
+
+def tell_moved(pid: int, ready: Ready) -> None:
+    """Let the scenario that runs as ``pid`` go on and check itself."""
+    with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
+        memory.seek(ready.flag)
+        memory.write((1).to_bytes(4, "little"))
