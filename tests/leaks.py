@@ -165,7 +165,8 @@ def _not_a_strangers(names: Iterator[str], family: dict[int, str]) -> Iterator[s
     """Those that no living stranger signed with its pid."""
     ours = {os.getpid(), *family}
     for name in names:
-        signed = {int(number) for number in re.findall(r"(?<=-)\d+", name)}
+        signature = "".join(re.findall(r"migrate(-[^/ ]*)", name))
+        signed = {int(number) for number in re.findall(r"(?<=-)\d+", signature)}
         if not any(pid not in ours and _lives(pid) for pid in signed):
             yield name
 
