@@ -122,6 +122,27 @@ def _covers(driver: str, path: str) -> bool:
     return module == driver
 
 
+def test_a_c_core_has_one_owner() -> None:
+    """Only migrate.kernel says ptrace; only precopy touches a page."""
+    owners = {"migrate.kernel._native": "migrate/kernel", "precopy._native": "precopy"}
+    found = [
+        f"{path} imports {module}"
+        for path, tree_of_it in tree.python(*tree.OURS)
+        for module in _imports(tree_of_it)
+        if module in owners and not path.startswith(f"{owners[module]}/")
+    ]
+    assert found == []
+
+
+def _imports(module: ast.Module) -> Iterator[str]:
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
 def test_the_contracts_name_only_what_is_there() -> None:
     """A layer that has gone would leave its place to the next stray."""
     gone = [
