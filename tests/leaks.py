@@ -165,10 +165,17 @@ def _not_a_strangers(names: Iterator[str], family: dict[int, str]) -> Iterator[s
     """Those that no living stranger signed with its pid."""
     ours = {os.getpid(), *family}
     for name in names:
-        signature = "".join(re.findall(r"migrate(-[^/ ]*)", name))
-        signed = {int(number) for number in re.findall(r"(?<=-)\d+", signature)}
-        if not any(pid not in ours and _lives(pid) for pid in signed):
+        if not any(pid not in ours and _lives(pid) for pid in _signatures(name)):
             yield name
+
+
+def _signatures(name: str) -> Iterator[int]:
+    """The pids in a name: ``migrate-PID`` or ``migrate-WHAT-NAMESPACE-PID-START``."""
+    here = str(Path("/proc/self/ns/pid").stat().st_ino)
+    for namespace, pid in re.findall(r"migrate-(?:[a-z]+-(\d+)-)?(\d+)", name):
+        # In another namespace it is the pid of somebody else.
+        if namespace in ("", here):
+            yield int(pid)
 
 
 def _lives(pid: int) -> bool:

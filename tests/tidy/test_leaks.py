@@ -60,7 +60,8 @@ def test_a_stranger_is_not_accused() -> None:
         check=True,
         env=environment,
     ).stdout
-    theirs = Path(f"/tmp/migrate-{int(said)}")
+    here = Path("/proc/self/ns/pid").stat().st_ino
+    theirs = Path(f"/tmp/migrate-leaks-{here}-{int(said)}-1")
     theirs.touch()
     try:
         assert left(before) == ""
@@ -102,6 +103,17 @@ def test_a_temporary_file_is_noticed(tmp_path: Path) -> None:
     ours = Path(f"/tmp/migrate-leaks-{os.getpid()}")
     ours.touch()
     (tmp_path / "migrate-kept").touch()
+    try:
+        assert left(before) == f"files: {ours}"
+    finally:
+        ours.unlink()
+
+
+def test_a_pid_of_another_namespace_excuses_nothing() -> None:
+    """There is a process 1 here, but it is not the one that is meant."""
+    before = leaks.snapshot()
+    ours = Path("/tmp/migrate-leaks-1-1-1")
+    ours.touch()
     try:
         assert left(before) == f"files: {ours}"
     finally:
