@@ -1,6 +1,7 @@
 """The hosts of a test bed are apart where they must be, and leave nothing."""
 
 import os
+import re
 import select
 import signal
 import subprocess
@@ -116,24 +117,30 @@ def test_exits_are_told_in_order_and_once(bed: TestBed) -> None:
             host.wait_exit(process.pid_inside, 0.01)
 
 
-def test_a_command_holds_nothing_from_outside(bed: TestBed) -> None:
+LOOK_AT_YOURSELF = """
+cd /proc/$$
+ls -l fd >$OUT/fd
+for what in mountinfo status stat; do cat $what >$OUT/$what; done
+cat fdinfo/0 fdinfo/1 fdinfo/2 >$OUT/fdinfo
+"""
+
+
+def test_a_command_holds_nothing_from_outside(bed: TestBed, tmp_path: Path) -> None:
     host = bed.host("a")
-    with host.popen(["sleep", "1000"]) as process:
-        mine = Path(f"/proc/{process.pid}")
-        links = {fd.name: str(fd.readlink()) for fd in (mine / "fd").iterdir()}
-        assert links == dict.fromkeys("012", "/dev/null")
-        mounts = {
-            line.split()[0] for line in (mine / "mountinfo").read_text().splitlines()
-        }
-        for fd in links:
-            fields = (mine / "fdinfo" / fd).read_text().split()
-            assert fields[fields.index("mnt_id:") + 1] in mounts
-        status = (mine / "status").read_text()
-        # posix_spawn() of glibc ignores the two signals that it keeps for itself.
-        assert "SigIgn:\t0000000180000000" in status
-        assert "SigBlk:\t0000000000000000" in status
-        stat = (mine / "stat").read_text().rpartition(")")[2].split()
-        assert stat[4] == "0", "it has a terminal"
+    env = {"PATH": os.environ["PATH"], "OUT": str(tmp_path)}
+    with host.popen(["sh", "-c", LOOK_AT_YOURSELF], env=env) as process:
+        assert process.wait(10) == 0
+    seen = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    fds = [line.split()[-3:] for line in seen["fd"].splitlines() if "->" in line]
+    assert fds == [[number, "->", "/dev/null"] for number in "012"]
+    mounts = {line.split()[0] for line in seen["mountinfo"].splitlines()}
+    used = re.findall(r"mnt_id:\s*(\d+)", seen["fdinfo"])
+    assert len(used) == 3 and set(used) <= mounts
+    # posix_spawn() of glibc ignores the two signals that it keeps for itself.
+    assert "SigIgn:\t0000000180000000" in seen["status"]
+    assert "SigBlk:\t0000000000000000" in seen["status"]
+    terminal = seen["stat"].rpartition(")")[2].split()[4]
+    assert terminal == "0"
 
 
 def test_output_goes_where_it_is_told(bed: TestBed, tmp_path: Path) -> None:
