@@ -21,6 +21,7 @@ class Outcome(Enum):
     """How a move ended. The value is its name in the report."""
 
     ARRIVED = "arrived"
+    CAN_GO = "can go"  # a dry run that found nothing in the way
     OUR_BUG = "our bug"
     WRONG_ARGUMENTS = "wrong arguments"
     REFUSED = "refused"
@@ -38,6 +39,7 @@ class Outcome(Enum):
 
 _EXIT_CODES: Final = {
     Outcome.ARRIVED: 0,
+    Outcome.CAN_GO: 0,
     Outcome.OUR_BUG: 1,
     Outcome.WRONG_ARGUMENTS: 2,
     Outcome.REFUSED: 3,

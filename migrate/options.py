@@ -38,6 +38,14 @@ class PidPolicy(Enum):
     NEW_NAMESPACE = "new-namespace"  # the same pid in a pid namespace of its own
 
 
+class ProgressStyle(Enum):
+    """How progress is shown."""
+
+    AUTO = "auto"  # a bar where stderr is a terminal
+    NONE = "none"
+    JSONL = "jsonl"
+
+
 class Codec(Enum):
     """How page data is packed."""
 
@@ -102,6 +110,7 @@ _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?) *([A-Za-z]*)", re.ASCII)
 _BITS: Final = {"BIT": 1, "KBIT": 10**3, "MBIT": 10**6, "GBIT": 10**9, "TBIT": 10**12}
 _HOST: Final = re.compile(r"[A-Za-z0-9_.-]+", re.ASCII)
 _ADDRESS_IN_BRACKETS: Final = re.compile(r"[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?", re.ASCII)
+_PORT: Final = re.compile(r"\d{1,5}", re.ASCII)
 _ZSTD_LEVELS: Final = range(1, 20)  # above 19 zstd wants more memory at both ends
 
 
@@ -137,8 +146,11 @@ def _whole(
     return whole
 
 
-def parse_peer(text: str) -> Peer:
-    """Host and port, from ``HOST:PORT`` or ``[IPv6]:PORT``."""
+def parse_peer(text: str, *, any_port: bool = False) -> Peer:
+    """Host and port, from ``HOST:PORT`` or ``[IPv6]:PORT``.
+
+    With ``any_port`` also port 0, which to a listener means: one that is free.
+    """
     host, colon, port = text.rpartition(":")
     if not colon:
         raise OptionError(f"{text!r} has no port; write HOST:PORT, e.g. {text}:7077.")
@@ -155,8 +167,11 @@ def parse_peer(text: str) -> Peer:
         raise OptionError(f"{text!r} has no host; write HOST:PORT.")
     elif not _HOST.fullmatch(host):
         raise OptionError(f"{host!r} is neither a host name nor an address.")
-    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise OptionError(f"{port!r} is not a port; give a number from 1 to 65535.")
+    least = 0 if any_port else 1
+    if not (_PORT.fullmatch(port) and least <= int(port) < 65536):
+        raise OptionError(
+            f"{port!r} is not a port; give a number from {least} to 65535."
+        )
     return Peer(host, int(port))
 
 

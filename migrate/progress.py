@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import sys
-from enum import Enum
-from threading import Lock
+from threading import Event, Lock
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from migrate.options import ProgressStyle
 from migrate.report import seconds, size
 
 if TYPE_CHECKING:
@@ -20,16 +20,12 @@ if TYPE_CHECKING:
     from precopy.rounds import RoundRecord
 
 
-class ProgressStyle(Enum):
-    """How progress is shown."""
-
-    AUTO = "auto"  # a bar where stderr is a terminal
-    NONE = "none"
-    JSONL = "jsonl"
-
-
 class Progress(Protocol):
     """Somebody who wants to know how far a move has come."""
+
+    @property
+    def handover_began(self) -> Event:
+        """Set by ``handing_over``."""
 
     def preparing(self, text: str) -> None:
         """Before the first round: ``text`` says what is being done."""
@@ -48,6 +44,9 @@ class Progress(Protocol):
     def freezing(self) -> None:
         """The freeze begins: nothing may compete with it."""
 
+    def handing_over(self) -> None:
+        """Go is about to leave: from here nobody can call it off."""
+
     def arrived(self) -> None:
         """The process runs at the destination."""
 
@@ -56,7 +55,10 @@ class Progress(Protocol):
 
 
 class SilentProgress:
-    """Says nothing."""
+    """Says nothing; the others say what they have to on top of it."""
+
+    def __init__(self) -> None:
+        self.handover_began = Event()
 
     def preparing(self, text: str) -> None:
         """Nothing."""
@@ -75,17 +77,22 @@ class SilentProgress:
     def freezing(self) -> None:
         """Nothing."""
 
+    def handing_over(self) -> None:
+        """Remembered, for whoever would still call it off."""
+        self.handover_began.set()
+
     def arrived(self) -> None:
         """Nothing."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Nothing is held."""
 
 
-class JsonlProgress:
+class JsonlProgress(SilentProgress):
     """One JSON object a line, for programs."""
 
     def __init__(self, stream: TextIO) -> None:
+        super().__init__()
         self._stream = stream
         self._lock = Lock()
 
@@ -126,9 +133,6 @@ class JsonlProgress:
         """``{"event": "arrived"}``"""
         self._say("arrived")
 
-    def close(self) -> None:
-        """Nothing is held."""
-
     def _say(self, event: str, **values: Any) -> None:  # noqa: ANN401  JSON values
         line = json.dumps({"event": event, **values})
         with self._lock:
@@ -136,10 +140,11 @@ class JsonlProgress:
             self._stream.flush()
 
 
-class RichProgress:
+class RichProgress(SilentProgress):
     """A line of state and a bar for each round, on a terminal."""
 
     def __init__(self, stream: TextIO) -> None:
+        super().__init__()
         # rich costs 60 ms to import: only who sees a bar pays for it.
         from rich.console import Console
         from rich.progress import (
@@ -209,9 +214,6 @@ class RichProgress:
     def freezing(self) -> None:
         """The bars stand: rich's refreshing thread would compete for the GIL."""
         self.close()
-
-    def arrived(self) -> None:
-        """The result says it."""
 
     def close(self) -> None:
         """Stop drawing; what was drawn stays."""

@@ -92,7 +92,7 @@ class Report:
             "bytes_wire": self.bytes_wire,
             "resident_bytes": self.resident_bytes,
         }
-        if self.outcome is not Outcome.ARRIVED:
+        if self.outcome.exit_code != 0:
             report["reasons"] = [
                 {
                     "kind": reason.kind,

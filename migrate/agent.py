@@ -1,0 +1,288 @@
+"""The service on each host: it gives every arrival a worker process of its own.
+
+A worker is a process, not a task: a crash or a stall of one never touches
+another, it may drop its rights for good, and no interpreter is shared while a
+process stands still. The agent itself reads no byte of what a peer sends.
+
+What has arrived belongs to nobody here. The agent may stop, crash and start again,
+and a process that was handed over runs on; what a worker left unfinished is
+killed, which loses nothing because it has never run (see ``arrival_leaf``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import signal
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import trio
+
+from migrate import arrival_leaf
+from migrate.errors import MigrateError
+from migrate.kernel.cgroups import NoUnifiedHierarchy
+from migrate.options import Peer
+from precopy.ids import Pid
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+# Family, and what bind(2) takes: host and port, for IPv6 also flow and scope.
+Address: TypeAlias = tuple[socket.AddressFamily, tuple[Any, ...]]
+
+COMMITTED: Final = b'{"committed": true}\n'  # what a worker reports before it thaws
+STOP_GRACE_S: Final = 15.0  # more than a roll-back takes; then a worker is killed
+BACKLOG: Final = 64
+
+
+class CannotListen(Exception):
+    """The address is not to be had; the message says what to do about it."""
+
+
+class Agent:
+    """Listens until SIGTERM or SIGINT."""
+
+    def __init__(
+        self,
+        listen: Peer,
+        *,
+        trust_network: bool,
+        workers_max: int,
+        log: FilteringBoundLogger,
+    ) -> None:
+        self._listen = listen
+        self._trust_network = trust_network
+        self._workers_max = workers_max
+        self._log = log
+        self._workers_begun = 0
+        self._workers: set[trio.Process] = set()
+        self._stopping = False
+
+    async def serve(self) -> None:
+        """Take arrivals until told to stop; then let the workers undo theirs.
+
+        Raises:
+            CannotListen: nothing was started.
+        """
+        listeners = await self._listeners()
+        await self._settle_the_past()
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with trio.open_nursery() as arrivals:
+                async with trio.open_nursery() as listening:
+                    listening.start_soon(self._accept, listeners, arrivals)
+                    _say_where(listeners[0])
+                    told = await anext(signals)
+                    self._log.info("stopping", signal=signal.Signals(told).name)
+                    listening.cancel_scope.cancel()
+                self._stopping = True
+                arrivals.start_soon(self._end_workers)
+        self._log.info("stopped")
+
+    async def _listeners(self) -> list[trio.SocketListener]:
+        addresses = await _addresses(self._listen)
+        if not self._trust_network:
+            _refuse_strangers(self._listen, addresses)
+        if self._listen.port == 0:
+            # A free port on one address need not be free on another.
+            addresses = addresses[:1]
+        async with contextlib.AsyncExitStack() as on_failure:
+            listeners = []
+            for address in addresses:
+                listener = await _listener(self._listen, address)
+                listeners.append(await on_failure.enter_async_context(listener))
+            on_failure.pop_all()
+        return listeners
+
+    async def _settle_the_past(self) -> None:
+        try:
+            left = await trio.to_thread.run_sync(arrival_leaf.sweep)
+        except NoUnifiedHierarchy as error:
+            raise CannotListen(str(error)) from error
+        for path in left:
+            self._log.warning("settled what a dead agent left", cgroup=path)
+
+    async def _accept(
+        self, listeners: list[trio.SocketListener], arrivals: trio.Nursery
+    ) -> None:
+        # Closes the listeners when it is cancelled, and waits a little where the
+        # kernel is out of descriptors.
+        await trio.serve_listeners(self._arrival, listeners, handler_nursery=arrivals)
+
+    async def _arrival(self, stream: trio.SocketStream) -> None:
+        """One connection, from accept to the last trace of its worker."""
+        log = self._log.bind(peer=_peer_name(stream.socket))
+        if self._workers_begun >= self._workers_max:
+            log.warning("turned away", workers=self._workers_begun)
+            await stream.aclose()
+            return
+        self._workers_begun += 1
+        try:
+            await self._work_for(stream, log)
+        except Exception:
+            # One arrival failed; the others and the next ones are not to.
+            log.exception("arrival failed")
+        finally:
+            self._workers_begun -= 1
+
+    async def _work_for(
+        self, stream: trio.SocketStream, log: FilteringBoundLogger
+    ) -> None:
+        reports, report_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            try:
+                worker = await _start_worker(stream.socket.fileno(), report_end)
+            finally:
+                os.close(report_end)
+                await stream.aclose()
+            log = log.bind(worker=worker.pid)
+            log.info("arrival")
+            self._workers.add(worker)
+            if self._stopping:
+                worker.terminate()
+            try:
+                code = await worker.wait()
+            finally:
+                self._workers.discard(worker)
+            committed = _read_report(reports)
+        finally:
+            os.close(reports)
+        left = await trio.to_thread.run_sync(
+            lambda: arrival_leaf.finish(Pid(worker.pid), committed=committed)
+        )
+        log.info("worker ended", code=code, committed=committed, left=left)
+
+    async def _end_workers(self) -> None:
+        """Ask each worker to undo its arrival; kill the one that takes too long."""
+        for worker in self._workers:
+            worker.terminate()
+        with trio.move_on_after(STOP_GRACE_S):
+            for worker in tuple(self._workers):
+                await worker.wait()
+        for worker in self._workers:
+            self._log.warning("killed: it did not stop", worker=worker.pid)
+            worker.kill()
+
+
+def work(socket_fd: int, report_fd: int | None, log: FilteringBoundLogger) -> int:
+    """Be the worker for one arrival on the socket that was inherited; the exit code.
+
+    SIGTERM asks for a roll-back. It ends what the peer can say, not what we can: if
+    Go has come before it the process arrives, and if not, the peer is told.
+    """
+    # None of it is for the process that arrives, nor for what it starts.
+    os.set_inheritable(socket_fd, False)
+    if report_fd is not None:
+        os.set_inheritable(report_fd, False)
+
+    def committed() -> None:
+        if report_fd is not None:
+            os.write(report_fd, COMMITTED)
+
+    with socket.socket(fileno=socket_fd) as connection:
+        # The description came from trio, for which nothing may block.
+        connection.setblocking(True)
+        signal.signal(signal.SIGTERM, lambda *_: _end_of_input(connection))
+        log = log.bind(worker=os.getpid())
+        try:
+            from migrate import destination
+
+            return destination.arrive(connection, committed=committed)
+        except MigrateError as error:
+            log.warning("not arrived", outcome=error.outcome.value, why=str(error))
+            return error.exit_code
+        except Exception:
+            log.exception("bug")
+            return 1
+
+
+def _end_of_input(connection: socket.socket) -> None:
+    try:
+        connection.shutdown(socket.SHUT_RD)
+    except OSError:
+        pass  # it has been closed, or the peer was quicker
+
+
+async def _start_worker(connection: int, report: int) -> trio.Process:
+    return await trio.lowlevel.open_process(
+        [
+            *(sys.executable, "-m", "migrate", "arrive"),
+            *("--socket-fd", str(connection), "--report-fd", str(report)),
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        pass_fds=(connection, report),
+        # Ctrl-C at the agent's terminal is for the agent.
+        start_new_session=True,
+    )
+
+
+def _read_report(reports: int) -> bool:
+    """Whether the worker, which has ended, said that it commits."""
+    try:
+        return os.read(reports, len(COMMITTED)) == COMMITTED
+    except BlockingIOError:
+        return False  # nothing was said, and the arrival itself holds the other end
+
+
+async def _addresses(
+    listen: Peer,
+) -> list[Address]:
+    try:
+        found = await trio.socket.getaddrinfo(
+            listen.host,
+            listen.port,
+            type=socket.SOCK_STREAM,
+            flags=socket.AI_PASSIVE,
+        )
+    except OSError as error:
+        raise CannotListen(
+            f"{listen.host} could not be looked up: {error.strerror}. "
+            "Give an address of this host."
+        ) from error
+    return [(family, where) for family, *_, where in found]
+
+
+def _refuse_strangers(listen: Peer, addresses: list[Address]) -> None:
+    for _, (address, *_) in addresses:
+        if not ipaddress.ip_address(address).is_loopback:
+            raise CannotListen(
+                f"{listen} can be reached from other hosts, and connections are not "
+                "authenticated yet: whoever reaches the port can start programs as "
+                "root here. Listen on 127.0.0.1 and forward the port, through ssh "
+                "for instance; or say --trust-network if everybody there may do that."
+            )
+
+
+async def _listener(listen: Peer, address: Address) -> trio.SocketListener:
+    family, where = address
+    bound = trio.socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        await bound.bind(where)
+        bound.listen(BACKLOG)
+    except OSError as error:
+        bound.close()
+        raise CannotListen(
+            f"Listening on {listen} failed: {error.strerror}. "
+            "Another agent may run already; else give another address."
+        ) from error
+    return trio.SocketListener(bound)
+
+
+def _say_where(listener: trio.SocketListener) -> None:
+    host, port = listener.socket.getsockname()[:2]
+    print(f"listening on {Peer(host, port)}", file=sys.stderr, flush=True)
+
+
+def _peer_name(connection: trio.socket.SocketType) -> str:
+    try:
+        host, port = connection.getpeername()[:2]
+    except OSError:
+        return "gone already"
+    return str(Peer(host, port))

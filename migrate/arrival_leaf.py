@@ -1,0 +1,93 @@
+"""The cgroup of an arrival, while it is nobody's yet but its worker's.
+
+The name says whose: ``migrate-arrival-NS-PID-START-…``, where NS is the inode of the
+pid namespace in which the worker PID started at START (proc_pid_stat(5), field 22).
+Two hosts of a test bed share one cgroup file system, and pids come again; so neither
+a pid alone nor a look into our own /proc could say that a leaf is left over.
+
+A worker says that it commits before it thaws. So a frozen leaf whose worker died and
+did not say so holds a process that has never run, and killing it loses nothing.
+"""
+
+import os
+import re
+from typing import Final
+
+from migrate.kernel import cgroups, procfs
+from precopy.errors import TaskVanished
+from precopy.ids import Pid
+
+_NAME: Final = re.compile(r"migrate-arrival-(\d+)-(\d+)-(\d+)(?:-[0-9a-z]+)?")
+_EMPTY_WITHIN_S: Final = 5.0
+
+
+def transaction(suffix: str = "") -> str:
+    """What a worker makes its leaf with (``cgroups.Leaf.create``).
+
+    ``suffix`` tells several of one worker apart: lower-case letters and digits.
+    """
+    own = Pid(os.getpid())
+    name = f"arrival-{_pid_namespace()}-{own}-{procfs.stat(own).start_time_ticks}"
+    return f"{name}-{suffix}" if suffix else name
+
+
+def finish(worker: Pid, *, committed: bool) -> tuple[str, ...]:
+    """Settle what ``worker``, which has ended, left behind; give back its leaves.
+
+    A child of the caller, not long dead: the number has not gone to another.
+    """
+    left = tuple(path for path in cgroups.leaves() if _worker(path) == worker)
+    for path in left:
+        _settle(path, runs=committed)
+    return left
+
+
+def sweep() -> tuple[str, ...]:
+    """Settle what workers left whose agent died as well; give back their leaves."""
+    left = tuple(path for path in cgroups.leaves() if _is_orphan(path))
+    for path in left:
+        _settle(path, runs=None)
+    return left
+
+
+def _settle(path: str, *, runs: bool | None) -> None:
+    """Let it run, or kill it. None: it runs if it does, and was never to if not."""
+    try:
+        leaf = cgroups.Leaf(path)
+    except FileNotFoundError:
+        return  # whoever was in it ended, or was sent home, meanwhile
+    try:
+        if runs is None:
+            runs = not leaf.is_frozen()
+        if runs:
+            # Dissolving thaws: a worker may have died between saying and doing it.
+            leaf.dissolve()
+        else:
+            leaf.kill()
+            leaf.wait_empty(_EMPTY_WITHIN_S)
+            leaf.dissolve()
+    finally:
+        leaf.close()
+
+
+def _worker(path: str) -> Pid | None:
+    """Whose leaf it is, if that is one of our pid namespace."""
+    named = _NAME.fullmatch(path.rpartition("/")[2])
+    if named is None or int(named[1]) != _pid_namespace():
+        return None
+    return Pid(int(named[2]))
+
+
+def _is_orphan(path: str) -> bool:
+    worker = _worker(path)
+    if worker is None:
+        return False
+    started = int(path.rpartition("/")[2].split("-")[4])
+    try:
+        return procfs.stat(worker).start_time_ticks != started
+    except TaskVanished:
+        return True
+
+
+def _pid_namespace() -> int:
+    return os.stat("/proc/self/ns/pid").st_ino
