@@ -1,0 +1,114 @@
+// What Python may ask of the C core. Plain declarations only: this file is read
+// by the compiler and by cffi alike. Every function returns a count (0 or more)
+// or -errno; none prints, none allocates for the caller.
+
+// One system call that a tracee makes for us; the injected code walks a table
+// of these. The layout is known to the machine code in inject.c.
+struct remote_call {
+    uint64_t number;
+    uint64_t arguments[6];
+    int64_t result;
+};
+
+// Where things lie in the tracee: the injected code, the table it walks, and
+// the signal frame with the tracee's true registers (see inject.c).
+struct workbench {
+    uint64_t code;
+    uint64_t table;
+    uint64_t frame;
+    uint64_t calls_max;
+};
+
+// user_regs_struct of <sys/user.h>, as 27 words in the kernel's order.
+struct task_registers {
+    uint64_t words[27];
+};
+
+struct rseq_configuration {
+    uint64_t pointer;
+    uint32_t size;
+    uint32_t signature;
+    uint32_t flags;
+    uint32_t padding;
+};
+
+// What a batch came back with besides its results.
+struct batch_outcome {
+    uint64_t deferred_signals; // bit n-1: signal n arrived and was held back
+    uint32_t clones;           // threads born, written to the caller's array
+    int32_t status;            // wait status if the tracee came out elsewhere
+};
+
+struct skeleton_plan {
+    const char *executable; // path, opened and executed by the owner
+    int cgroup;             // directory descriptor, or -1
+    int new_pid_namespace;  // 1: an init of its own, ids free to choose
+    int pid, pgid, sid;     // as the process itself will see them
+    uint32_t uid[3], gid[3]; // real, effective, saved
+    const uint32_t *groups;
+    uint32_t group_count;
+};
+
+struct skeleton_birth {
+    int pid;       // in our pid namespace
+    int init;      // the init of its pid namespace in ours, or 0
+    int go;        // write one byte: it executes; close without: it ends
+    int error;     // read end: 4 bytes of errno if the exec failed, else EOF
+    int step;      // of enum skeleton_step, if the call failed
+};
+
+enum skeleton_step {
+    STEP_NONE = 0,
+    STEP_PIPE = 1,
+    STEP_NAMESPACE = 2,
+    STEP_INIT = 3,
+    STEP_SESSION = 4,
+    STEP_GROUP = 5,
+    STEP_PROCESS = 6,
+};
+
+int64_t raw_syscall(int64_t number, uint64_t a, uint64_t b, uint64_t c, uint64_t d,
+                    uint64_t e, uint64_t f);
+
+// ptrace.c
+int tracee_seize(int tid, uint64_t options);
+int tracee_interrupt(int tid);
+int tracee_continue(int tid, int signal);
+int tracee_to_syscall(int tid);
+int tracee_options(int tid, uint64_t options);
+int tracee_detach(int tid, int signal);
+int tracee_wait(int tid, int *status);
+int tracee_event_message(int tid, uint64_t *message);
+int tracees_stop(const int *tids, int count, int *statuses);
+int tracee_get_registers(int tid, struct task_registers *registers);
+int tracee_set_registers(int tid, const struct task_registers *registers);
+int tracee_get_xstate(int tid, void *buffer, uint32_t size);
+int tracee_set_xstate(int tid, const void *buffer, uint32_t size);
+int tracee_get_mask(int tid, uint64_t *mask);
+int tracee_set_mask(int tid, uint64_t mask);
+int tracee_get_rseq(int tid, struct rseq_configuration *configuration);
+int tracee_peek_signals(int tid, uint64_t offset, int shared, int count, void *infos);
+// For each of count tasks: registers, mask and XSAVE image. The image i begins at
+// xstates + i * xstate_stride; its true size goes to sizes[i].
+int tasks_read(const int *tids, int count, struct task_registers *registers,
+               uint64_t *masks, void *xstates, uint32_t xstate_stride,
+               uint32_t *sizes);
+int tasks_write(const int *tids, int count, const struct task_registers *registers,
+                const uint64_t *masks, const void *xstates, uint32_t xstate_stride,
+                const uint32_t *sizes);
+
+// inject.c
+int64_t inject_step(int tid, uint64_t instruction, const struct remote_call *call,
+                    int64_t *result);
+uint32_t inject_code_size(void);
+void inject_code(void *destination);
+uint32_t inject_frame_size(void);
+int inject_frame(void *destination, uint64_t address,
+                 const struct task_registers *registers, const void *xstate,
+                 uint32_t xstate_size, uint64_t mask);
+int inject_batch(int pid, int tid, const struct workbench *bench,
+                 struct remote_call *calls, uint32_t count, int done_signal,
+                 int *born, uint32_t born_max, struct batch_outcome *outcome);
+
+// skeleton.c
+int skeleton_spawn(const struct skeleton_plan *plan, struct skeleton_birth *birth);

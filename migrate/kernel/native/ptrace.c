@@ -1,0 +1,184 @@
+// ptrace(2) with -errno for an answer. Each function must be called from the
+// thread that seized the tracee; Python keeps one thread for that.
+
+#define _GNU_SOURCE
+#include <elf.h>
+#include <errno.h>
+#include <linux/ptrace.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "api.h"
+
+// glibc's <sys/ptrace.h> cannot be included beside <linux/ptrace.h>, which alone
+// has the rseq request; the raw call is the same for both.
+static long trace(long request, int tid, void *address, void *data)
+{
+    long r = syscall(SYS_ptrace, request, (long)tid, address, data);
+    return r < 0 ? -errno : r;
+}
+
+int64_t raw_syscall(int64_t number, uint64_t a, uint64_t b, uint64_t c, uint64_t d,
+                    uint64_t e, uint64_t f)
+{
+    long r = syscall(number, a, b, c, d, e, f);
+    return r == -1 ? -errno : r;
+}
+
+int tracee_seize(int tid, uint64_t options)
+{
+    return trace(PTRACE_SEIZE, tid, NULL, (void *)options);
+}
+
+int tracee_interrupt(int tid)
+{
+    return trace(PTRACE_INTERRUPT, tid, NULL, NULL);
+}
+
+int tracee_continue(int tid, int signal)
+{
+    return trace(PTRACE_CONT, tid, NULL, (void *)(long)signal);
+}
+
+int tracee_to_syscall(int tid)
+{
+    return trace(PTRACE_SYSCALL, tid, NULL, NULL);
+}
+
+int tracee_options(int tid, uint64_t options)
+{
+    return trace(PTRACE_SETOPTIONS, tid, NULL, (void *)options);
+}
+
+int tracee_detach(int tid, int signal)
+{
+    return trace(PTRACE_DETACH, tid, NULL, (void *)(long)signal);
+}
+
+int tracee_wait(int tid, int *status)
+{
+    pid_t r;
+    do {
+        r = waitpid(tid, status, __WALL);
+    } while (r < 0 && errno == EINTR);
+    return r < 0 ? -errno : 0;
+}
+
+int tracee_event_message(int tid, uint64_t *message)
+{
+    return trace(PTRACE_GETEVENTMSG, tid, NULL, message);
+}
+
+// Interrupt all, then collect every stop: one thread's wake-up overlaps the next
+// one's interrupt. A task that ended meanwhile leaves its wait status; one that
+// is gone altogether leaves 0.
+int tracees_stop(const int *tids, int count, int *statuses)
+{
+    for (int i = 0; i < count; i++) {
+        int r = tracee_interrupt(tids[i]);
+        if (r < 0 && r != -ESRCH)
+            return r;
+    }
+    int stopped = 0;
+    for (int i = 0; i < count; i++) {
+        statuses[i] = 0;
+        int r = tracee_wait(tids[i], &statuses[i]);
+        if (r < 0 && r != -ECHILD)
+            return r;
+        if (r == 0 && WIFSTOPPED(statuses[i]))
+            stopped++;
+    }
+    return stopped;
+}
+
+static int get_set(int tid, int set, long note, void *data, uint32_t size)
+{
+    struct iovec area = {data, size};
+    long r = trace(set ? PTRACE_SETREGSET : PTRACE_GETREGSET, tid, (void *)note, &area);
+    return r < 0 ? r : (int)area.iov_len;
+}
+
+int tracee_get_registers(int tid, struct task_registers *registers)
+{
+    return get_set(tid, 0, NT_PRSTATUS, registers, sizeof *registers);
+}
+
+int tracee_set_registers(int tid, const struct task_registers *registers)
+{
+    return get_set(tid, 1, NT_PRSTATUS, (void *)registers, sizeof *registers);
+}
+
+int tracee_get_xstate(int tid, void *buffer, uint32_t size)
+{
+    return get_set(tid, 0, NT_X86_XSTATE, buffer, size);
+}
+
+int tracee_set_xstate(int tid, const void *buffer, uint32_t size)
+{
+    return get_set(tid, 1, NT_X86_XSTATE, (void *)buffer, size);
+}
+
+int tracee_get_mask(int tid, uint64_t *mask)
+{
+    return trace(PTRACE_GETSIGMASK, tid, (void *)sizeof *mask, mask);
+}
+
+int tracee_set_mask(int tid, uint64_t mask)
+{
+    return trace(PTRACE_SETSIGMASK, tid, (void *)sizeof mask, &mask);
+}
+
+int tracee_get_rseq(int tid, struct rseq_configuration *configuration)
+{
+    return trace(PTRACE_GET_RSEQ_CONFIGURATION, tid, (void *)sizeof *configuration,
+                 configuration);
+}
+
+int tracee_peek_signals(int tid, uint64_t offset, int shared, int count, void *infos)
+{
+    struct ptrace_peeksiginfo_args args = {
+        .off = offset,
+        .flags = shared ? PTRACE_PEEKSIGINFO_SHARED : 0,
+        .nr = count,
+    };
+    return trace(PTRACE_PEEKSIGINFO, tid, &args, infos);
+}
+
+int tasks_read(const int *tids, int count, struct task_registers *registers,
+               uint64_t *masks, void *xstates, uint32_t xstate_stride,
+               uint32_t *sizes)
+{
+    for (int i = 0; i < count; i++) {
+        int r = tracee_get_registers(tids[i], &registers[i]);
+        if (r >= 0)
+            r = tracee_get_mask(tids[i], &masks[i]);
+        if (r >= 0)
+            r = tracee_get_xstate(tids[i], (char *)xstates + (size_t)i * xstate_stride,
+                                  xstate_stride);
+        if (r < 0)
+            return r;
+        sizes[i] = r;
+    }
+    return count;
+}
+
+int tasks_write(const int *tids, int count, const struct task_registers *registers,
+                const uint64_t *masks, const void *xstates, uint32_t xstate_stride,
+                const uint32_t *sizes)
+{
+    for (int i = 0; i < count; i++) {
+        int r = tracee_set_xstate(
+            tids[i], (const char *)xstates + (size_t)i * xstate_stride, sizes[i]);
+        if (r >= 0)
+            r = tracee_set_registers(tids[i], &registers[i]);
+        if (r >= 0)
+            r = tracee_set_mask(tids[i], masks[i]);
+        if (r < 0)
+            return r;
+    }
+    return count;
+}
