@@ -143,13 +143,15 @@ ABORTABLE: Final[Mapping[Role, frozenset[State]]] = MappingProxyType(
     }
 )
 
+_ALL_BEFORE_READY: Final = frozenset(
+    step for state in _BEFORE_READY for step in TRANSITIONS[state]
+)
+
 LATE: Final[Mapping[State, frozenset[Step]]] = MappingProxyType(
     {
-        State.ABORTED: frozenset(
-            step for state in _BEFORE_READY for step in TRANSITIONS[state]
-        )
-        | {(_S, m.Abort), (_D, m.Abort)},
-        State.DECLINED: frozenset({(_S, m.Go), (_S, m.Abort)}),
+        State.ABORTED: _ALL_BEFORE_READY | {(_S, m.Abort), (_D, m.Abort)},
+        State.DECLINED: frozenset(step for step in _ALL_BEFORE_READY if step[0] is _S)
+        | {(_S, m.Go), (_S, m.Abort)},
         State.REFUSED: frozenset({(_S, m.Abort)}),
     }
 )
@@ -181,7 +183,7 @@ MAY_RUN: Final[Mapping[Role, frozenset[State]]] = MappingProxyType(
 
 RULES: Final = Rules(TRANSITIONS, ABORTABLE, LATE, TROUBLE, MAY_RUN)
 
-# Nothing more is said in these, and a Ping is dropped.
+# Nothing more need be said in these, and a Ping is dropped.
 OVER: Final = frozenset(
     {State.REFUSED, State.ABORTED, State.RELEASED, State.RETURNED},
 )
