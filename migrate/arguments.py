@@ -18,8 +18,10 @@ from migrate.options import (
     ProgressStyle,
     TrackerChoice,
     parse_compress,
+    parse_milliseconds,
     parse_peer,
     parse_rate,
+    parse_seconds,
     parse_streams,
 )
 
@@ -81,7 +83,7 @@ def _asked(
     **same_name: Any,  # noqa: ANN401  bandwidth, streams, compress, dry_run
 ) -> Asked:
     options = MoveOptions(
-        downtime_limit_s=downtime_limit / 1000,
+        downtime_limit_s=downtime_limit,
         rounds_max=max_rounds,
         timeout_s=timeout,
         on_stall=OnStall(on_stall),
@@ -124,8 +126,8 @@ _OPTIONS = (
     click.option(
         "--downtime-limit",
         metavar="MS",
-        type=click.FloatRange(0, min_open=True, max=3_600_000),
-        default=50,
+        default="50",
+        callback=parsed(parse_milliseconds),
         show_default=True,
         help="Stop and copy when the estimated downtime falls under it.",
     ),
@@ -140,7 +142,7 @@ _OPTIONS = (
     click.option(
         "--timeout",
         metavar="S",
-        type=click.FloatRange(0, min_open=True),
+        callback=parsed(parse_seconds),
         help="Seconds after which to stop trying.",
     ),
     click.option(

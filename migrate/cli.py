@@ -170,12 +170,10 @@ class Move:
         progress = choose(self.asked.manner.progress, quiet=self.asked.manner.quiet)
         try:
             report = trio.run(self._unless_told_otherwise, progress)
-        except MigrateError as error:
-            progress.close()
-            return self._failed(error)
         except Exception as error:
             progress.close()
-            return self._our_bug(error, progress)
+            known = _known(error)
+            return self._failed(known) if known else self._our_bug(error, progress)
         progress.close()
         return self._done(report)
 
@@ -269,6 +267,14 @@ def _our_bug(error: Exception, where: str, *, verbose: bool) -> int:
     said = f"This is a bug of ours: {error!r}."
     _complain(" ".join(filter(None, (said, where, way_out))))
     return Outcome.OUR_BUG.exit_code
+
+
+def _known(error: Exception) -> MigrateError | None:
+    """The outcome that ``error`` is, or is a group of and nothing else."""
+    if isinstance(error, ExceptionGroup):
+        known = [_known(inner) for inner in error.exceptions]
+        return known[0] if all(known) else None
+    return error if isinstance(error, MigrateError) else None
 
 
 def _call_off(attempt: CancelScope, progress: Progress) -> None:

@@ -110,6 +110,8 @@ _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?) *([A-Za-z]*)", re.ASCII)
 _BITS: Final = {"BIT": 1, "KBIT": 10**3, "MBIT": 10**6, "GBIT": 10**9, "TBIT": 10**12}
 _HOST: Final = re.compile(r"[A-Za-z0-9_.-]+", re.ASCII)
 _ADDRESS_IN_BRACKETS: Final = re.compile(r"[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?", re.ASCII)
+_DECIMAL: Final = re.compile(r"\d{1,15}(\.\d{1,15})?", re.ASCII)
+_SECONDS_MAX: Final = 10.0**9
 _PORT: Final = re.compile(r"\d{1,5}", re.ASCII)
 _ZSTD_LEVELS: Final = range(1, 20)  # above 19 zstd wants more memory at both ends
 
@@ -146,13 +148,27 @@ def _whole(
     return whole
 
 
+def parse_seconds(text: str) -> float:
+    """Seconds, from ``60`` or ``0.5``."""
+    if not _DECIMAL.fullmatch(text) or not 0 < float(text) <= _SECONDS_MAX:
+        raise OptionError(f"{text!r} is not a number of seconds such as 60 or 0.5.")
+    return float(text)
+
+
+def parse_milliseconds(text: str) -> float:
+    """Seconds, from milliseconds: 0.05 from ``50``."""
+    if not _DECIMAL.fullmatch(text) or not 0 < float(text) <= 1000 * _SECONDS_MAX:
+        raise OptionError(f"{text!r} is not a number of milliseconds such as 50.")
+    return float(text) / 1000
+
+
 def parse_peer(text: str, *, any_port: bool = False) -> Peer:
     """Host and port, from ``HOST:PORT`` or ``[IPv6]:PORT``.
 
     With ``any_port`` also port 0, which to a listener means: one that is free.
     """
     host, colon, port = text.rpartition(":")
-    if not colon:
+    if not colon or text.endswith("]"):
         raise OptionError(f"{text!r} has no port; write HOST:PORT, e.g. {text}:7077.")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]

@@ -11,6 +11,7 @@ import sys
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from migrate.errors import printable
 from migrate.options import ProgressStyle
 from migrate.report import seconds, size
 
@@ -171,7 +172,7 @@ class RichProgress(SilentProgress):
     def preparing(self, text: str) -> None:
         """A line that says so."""
         with self._lock:
-            self._bar.console.print(text, markup=False)
+            self._bar.console.print(printable(text), markup=False)
 
     def round_started(self, number: int, pages: int) -> None:
         """A new bar."""
