@@ -3,7 +3,7 @@
 from __future__ import annotations  # array[int] is none at run time in 3.11
 
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, ClassVar, Final
 
@@ -140,6 +140,17 @@ class PageSet:
     @property
     def runs(self) -> int:
         return len(self.boundaries) // 2
+
+    def within(self, start: int, end: int) -> PageSet:
+        """The part between two page addresses; quick also where the set is large."""
+        first = bisect_right(self.boundaries, start)
+        last = bisect_left(self.boundaries, end)
+        part = self.boundaries[first:last]
+        if first % 2:
+            part.insert(0, start)
+        if last % 2:
+            part.append(end)
+        return PageSet._owning(part) if start < end else PageSet.EMPTY
 
     def addresses(self) -> Iterator[int]:
         """Where each page begins, in order: for small sets."""

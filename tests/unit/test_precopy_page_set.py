@@ -60,6 +60,17 @@ def test_equal_pages_make_equal_sets(
     assert PageSet.from_boundaries(rebuilt.boundaries.tobytes()) == left
 
 
+@given(RUNS, PAGE_NUMBERS, PAGE_NUMBERS)
+def test_a_part_is_what_lies_within(
+    runs: list[tuple[int, int]], first: int, last: int
+) -> None:
+    """Nothing, where the borders are the wrong way round."""
+    start, end = first * PAGE_BYTES, last * PAGE_BYTES
+    part = PageSet.of(runs).within(start, end)
+    assert set(part.addresses()) == {at for at in model(runs) if start <= at < end}
+    assert part == PageSet.of(part)
+
+
 @given(RUNS, st.integers(1, 20))
 def test_cuts_are_full_in_order_and_complete(
     runs: list[tuple[int, int]], pages_max: int

@@ -1,0 +1,184 @@
+"""Which pages of a process are its own, and which of them were written.
+
+A page is the process's own when it is present or swapped out and is neither a page of
+a file nor the zero page: it has contents that nobody else can supply.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from array import array
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Self
+
+from precopy._native import ffi, lib
+from precopy.errors import KernelError, TaskVanished
+from precopy.ids import Pid
+from precopy.page_set import PageSet
+
+if TYPE_CHECKING:
+    from precopy._native import Cells, PageScan, RunList
+
+# Looked at in one call while the process runs: what is lost at once when a mapping
+# among it turns out to be replaced, against a call for every so many bytes.
+CHUNK_BYTES: Final = 64 << 20
+WHOLE_RANGES: Final = 1 << 62
+# For each list; they grow when they must.
+BOUNDARIES_AT_FIRST: Final = 1 << 14
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """What was found. ``written`` and ``swapped`` are parts of ``own``."""
+
+    own: PageSet = PageSet.EMPTY
+    written: PageSet = PageSet.EMPTY
+    swapped: PageSet = PageSet.EMPTY
+    guarded: PageSet = PageSet.EMPTY  # MADV_GUARD_INSTALL
+    lost: PageSet = PageSet.EMPTY  # where the check failed: nothing is known of these
+
+    def __or__(self, other: Pages) -> Pages:
+        return Pages(
+            own=self.own | other.own,
+            written=self.written | other.written,
+            swapped=self.swapped | other.swapped,
+            guarded=self.guarded | other.guarded,
+            lost=self.lost | other.lost,
+        )
+
+
+class Pagemap:
+    """/proc/PID/pagemap: it stays with the memory that the process has now.
+
+    After an execve(2) or an exit every look raises TaskVanished
+    (proc_pid_pagemap(5), Documentation/admin-guide/mm/pagemap.rst).
+    """
+
+    def __init__(self, pid: Pid) -> None:
+        self.pid = pid
+        try:
+            self._fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, ProcessLookupError):
+            raise TaskVanished(pid) from None
+        self._lists = _Lists()
+        self.can_scan = True  # PAGEMAP_SCAN is there, as far as we know
+        self._knows_guards = lib.page_scan_knows_guards(self._fd) == 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def scan(
+        self,
+        ranges: Iterable[tuple[int, int]],
+        *,
+        protect: bool = False,
+        check: bool = False,
+        chunk_bytes: int = WHOLE_RANGES,
+    ) -> Pages:
+        """The pages in ``ranges`` (page aligned, in order; they may touch).
+
+        ``protect``: what was written is write-protected again, in one step with being
+        reported. ``check``: what is not under asynchronous write-protection goes to
+        ``lost``, together with the chunk of its range around it.
+
+        Raises:
+            TaskVanished: it exited or called execve(2).
+            KernelError: without PAGEMAP_SCAN (Linux 6.7) it is ENOTTY or EINVAL.
+        """
+        how = (
+            (lib.PAGE_SCAN_PROTECT if protect else 0)
+            | (lib.PAGE_SCAN_CHECK if check else 0)
+            | (lib.PAGE_SCAN_GUARDS if self._knows_guards else 0)
+        )
+        return self._run(
+            lib.page_scan_run, "ioctl PAGEMAP_SCAN", ranges, how, chunk_bytes
+        )
+
+    def listed(self, ranges: Iterable[tuple[int, int]]) -> Pages:
+        """The same by reading, on every kernel; zero pages count as own pages.
+
+        Time and not memory grows with the ranges: 1 ms or so per GiB that is mapped,
+        whether it is populated or not.
+        """
+        return self._run(lib.page_list_run, "read pagemap", ranges, 0, WHOLE_RANGES)
+
+    def own(self, ranges: Iterable[tuple[int, int]]) -> PageSet:
+        """The own pages in ``ranges``, in whichever way this kernel has."""
+        if self.can_scan:
+            try:
+                return self.scan(ranges).own
+            except KernelError as error:
+                if error.errno not in (errno.ENOTTY, errno.EINVAL):
+                    raise
+                self.can_scan = False
+        return self.listed(ranges).own
+
+    def _run(
+        self,
+        function: Callable[[PageScan], int],
+        call: str,
+        ranges: Iterable[tuple[int, int]],
+        how: int,
+        chunk_bytes: int,
+    ) -> Pages:
+        bounds = array("Q", [bound for run in ranges for bound in run])
+        scan = ffi.new("struct page_scan *")
+        scan.pagemap, scan.how, scan.chunk_bytes = self._fd, how, chunk_bytes
+        # The view keeps the array alive, and the scan has only a pointer.
+        view = ffi.from_buffer("uint64_t[]", bounds)
+        scan.ranges, scan.range_count = view, len(bounds)
+        self._lists.lend(scan)
+        while result := function(scan):
+            if result == -errno.ESRCH:
+                raise TaskVanished(self.pid)
+            if result < 0:
+                raise KernelError(call, self.pid, -result)
+            self._lists.grow(scan)
+        return self._lists.pages(scan)
+
+
+class _Lists:
+    """Room for what a scan finds, kept from one scan to the next."""
+
+    NAMES: Final = ("own", "written", "swapped", "guarded", "lost")
+
+    def __init__(self) -> None:
+        self._rooms = {
+            name: array("Q", bytes(8 * BOUNDARIES_AT_FIRST)) for name in self.NAMES
+        }
+        self._views: dict[str, Cells] = {}  # C holds pointers only: keep them alive
+
+    def lend(self, scan: PageScan) -> None:
+        for name, room in self._rooms.items():
+            self._lend_one(name, getattr(scan, name), room)
+
+    def _lend_one(self, name: str, runs: RunList, room: array[int]) -> None:
+        self._views[name] = ffi.from_buffer("uint64_t[]", room)
+        runs.bounds, runs.capacity = self._views[name], len(room)
+
+    def grow(self, scan: PageScan) -> None:
+        """Double what is more than half full."""
+        for name, room in self._rooms.items():
+            runs: RunList = getattr(scan, name)
+            if 2 * runs.count > runs.capacity:
+                self._rooms[name] = room + array("Q", bytes(8 * len(room)))
+                self._lend_one(name, runs, self._rooms[name])
+
+    def pages(self, scan: PageScan) -> Pages:
+        return Pages(*(self._take(scan, name) for name in self.NAMES))
+
+    def _take(self, scan: PageScan, name: str) -> PageSet:
+        runs: RunList = getattr(scan, name)
+        if not runs.count:
+            return PageSet.EMPTY
+        return PageSet.from_boundaries(self._rooms[name][: runs.count])

@@ -1,0 +1,153 @@
+"""The kernel notes the first write to each page: userfaultfd, asynchronously.
+
+A mapping that is registered with a userfaultfd in the mode WP_ASYNC stops nobody: the
+first write to a protected page takes the protection away and goes on. PAGEMAP_SCAN
+finds the pages without protection (PAGE_IS_WRITTEN) and protects them again, in one
+step (Documentation/admin-guide/mm/pagemap.rst, userfaultfd.rst).
+
+What is hard about it, and what we do:
+
+* New mappings are not registered. Each take registers what is new in the address space
+  that it is given, and all of it counts as written: before Linux 6.13 pages that were
+  moved (mremap(2)) kept a protection that nobody minds.
+* A mapping that was replaced at the same place looks the same in /proc/PID/maps and is
+  not registered. The scan then fails with EPERM (PM_SCAN_CHECK_WPASYNC), and pages
+  before the place that failed may have been protected without being reported. So all
+  that this scan looked at counts as written.
+* A page that was given back (MADV_DONTNEED) is not there to be reported. So every scan
+  lists all own pages, of which the written ones are some: what was reported before and
+  is not among them was dropped.
+* Pages that were never touched are not protected: each would cost a marker in a page
+  table, which makes a reservation of 64 GiB cost 128 MiB. Neither are pages of files
+  and the zero page: the first write makes an own page of them, without protection.
+* In a private file mapping a page given back leaves a marker behind, which looks like a
+  page that was swapped out and not written. There, a swapped page that was reported
+  before is reported again: what is read then is right in either case.
+"""
+
+import errno
+import os
+from typing import Final, Self
+
+from precopy._native import lib
+from precopy.address_space import AddressSpace
+from precopy.errors import GuardRegions, KernelError
+from precopy.ids import Pid
+from precopy.page_set import PageSet
+from precopy.pagemap import CHUNK_BYTES, WHOLE_RANGES, Pagemap, Pages
+from precopy.tracker import Written
+
+UFFD_USER_MODE_ONLY: Final = 1  # linux/userfaultfd.h
+REGISTER_AGAIN_MAX: Final = 3
+
+
+class UffdWpTracker:
+    """Follows a process by a userfaultfd(2) that the process itself opened.
+
+    Owns ``uffd``, on which UFFDIO_API was not called yet. Closing it takes all
+    registrations and protections back.
+    """
+
+    name: Final = "uffd-wp"
+    needs_pause: Final = False
+    # For userfaultfd(2), called by the process. User mode only: anybody may then, and
+    # asynchronous protection notes writes by the kernel all the same.
+    FLAGS: Final = os.O_CLOEXEC | os.O_NONBLOCK | UFFD_USER_MODE_ONLY
+
+    def __init__(self, pid: Pid, uffd: int) -> None:
+        self._pid = pid
+        self._uffd = uffd
+        try:
+            self._pagemap = Pagemap(pid)
+        except BaseException:
+            os.close(uffd)
+            raise
+        result = lib.uffd_begin(uffd)
+        if result < 0:
+            self.close()
+            raise KernelError("ioctl UFFDIO_API", pid, -result)
+        self._space = AddressSpace()
+        self._registered = PageSet.EMPTY  # as far as we know
+        # What the destination may hold: reported, and neither dropped nor emptied by a
+        # change of the address space since.
+        self._reported = PageSet.EMPTY
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._pagemap.close()
+        if self._uffd >= 0:
+            os.close(self._uffd)
+            self._uffd = -1
+
+    def take(self, space: AddressSpace, *, final: bool = False) -> Written:
+        """See DirtyTracker. ``final`` leaves registrations and protections alone."""
+        self._reported -= self._space.changes_to(space).emptied
+        self._space = space
+        pages, suspect = self._last_look(space) if final else self._look(space)
+        if pages.guarded:
+            raise GuardRegions(self._pid, tuple(pages.guarded))
+        perhaps_markers = pages.swapped & self._reported & space.private_file_ranges()
+        data = pages.written | (pages.own & suspect) | perhaps_markers
+        dropped = (self._reported & space.our_ranges()) - pages.own
+        self._reported = (self._reported - dropped) | data
+        return Written(data=data, dropped=dropped)
+
+    def _look(self, space: AddressSpace) -> tuple[Pages, PageSet]:
+        """The pages now, protected anew, and where all of them count as written."""
+        new = self._register_what_is_new(space)
+        # One mapping at a time, although they may touch: what fails is then not more
+        # than a part of one.
+        vmas = [(vma.start, vma.end) for vma in space.vmas if vma.is_ours]
+        pages = self._pagemap.scan(
+            vmas, protect=True, check=True, chunk_bytes=CHUNK_BYTES
+        )
+        lost = pages.lost
+        suspect = lost | new
+        for _ in range(REGISTER_AGAIN_MAX):
+            if not lost:
+                return pages, suspect
+            for start, end in lost:
+                self._register(start, end)
+            again = self._pagemap.scan(lost, protect=True, check=True)
+            pages |= again
+            lost = again.lost
+        # Another userfaultfd holds it, or it changes faster than we look: all of it is
+        # written each time, until registering succeeds.
+        self._registered -= lost
+        return pages | self._pagemap.scan(lost), suspect
+
+    def _last_look(self, space: AddressSpace) -> tuple[Pages, PageSet]:
+        vmas = [(vma.start, vma.end) for vma in space.vmas if vma.is_ours]
+        pages = self._pagemap.scan(vmas, check=True, chunk_bytes=WHOLE_RANGES)
+        new = space.our_ranges() - self._registered
+        return pages | self._pagemap.scan(pages.lost), pages.lost | new
+
+    def _register_what_is_new(self, space: AddressSpace) -> PageSet:
+        ours = space.our_ranges()
+        self._registered &= ours
+        new = ours - self._registered
+        for start, end in new:
+            if self._register(start, end):
+                continue
+            # One mapping among several that touch may be beyond registering; the
+            # others are not (UFFDIO_REGISTER takes all or nothing).
+            for vma in space.vmas:
+                if vma.is_ours and vma.start < end and vma.end > start:
+                    self._register(max(start, vma.start), min(end, vma.end))
+        self._registered = ours
+        return new
+
+    def _register(self, start: int, end: int) -> bool:
+        """Whether the range is under our protection now.
+
+        No error is told apart: whether something is not, says the scan.
+        """
+        result = lib.uffd_register(self._uffd, start, end)
+        if result == -errno.EBADF:
+            raise KernelError("ioctl UFFDIO_REGISTER", self._pid, errno.EBADF)
+        return result == 0
