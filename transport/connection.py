@@ -150,8 +150,6 @@ class Connection:
             self._parts += body
             message = m.decode(self._parts)
             self._parts = None
-            if type(message) not in m.LARGE:
-                raise RemoteProtocolError(f"{type(message).__name__} came in parts")
         after = self._hear(type(message))
         if after is None:
             return None
