@@ -1,0 +1,45 @@
+"""The sixteen resource limits of a process, asked and set through itself.
+
+prlimit(2) from outside needs CAP_SYS_RESOURCE for another user's process, so the
+process does it with the rights that it has.
+"""
+
+import errno
+import struct
+from typing import Final
+
+from migrate.kernel.remote import Remote, RemoteError
+from migrate.kernel.tasks import Limit
+
+COUNT: Final = 16  # RLIM_NLIMITS, asm-generic/resource.h
+_RLIMIT64: Final = struct.Struct("<QQ")
+
+
+def read(remote: Remote) -> tuple[Limit, ...]:
+    """All limits, by their RLIMIT_ number."""
+    remote.reset()
+    table = remote.space(_RLIMIT64.size * COUNT)
+    batch = remote.batch()
+    for number in range(COUNT):
+        batch.add("prlimit64", 0, number, 0, table + number * _RLIMIT64.size)
+    batch.run()
+    data = remote.read(table, _RLIMIT64.size * COUNT)
+    return tuple(Limit(soft, hard) for soft, hard in _RLIMIT64.iter_unpack(data))
+
+
+def write(remote: Remote, wanted: dict[int, Limit]) -> set[int]:
+    """Set these limits; gives back the numbers of those that need a right.
+
+    Raises:
+        RemoteError: one was answered with anything but EPERM.
+    """
+    batch = remote.batch()
+    for number, limit in wanted.items():
+        batch.add("prlimit64", 0, number, _RLIMIT64.pack(limit.soft, limit.hard), 0)
+    denied = set()
+    for number, result in zip(wanted, batch.run(check=False), strict=True):
+        if result == -errno.EPERM:
+            denied.add(number)
+        elif result < 0:
+            raise RemoteError("prlimit64", remote.pid, -result)
+    return denied

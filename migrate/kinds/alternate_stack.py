@@ -1,0 +1,54 @@
+"""sigaltstack(2): the stack on which a thread's signal handlers run.
+
+read from   sigaltstack(NULL, …), made by the thread itself
+rebuilt by  sigaltstack(…, NULL), made by the thread itself
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from migrate.kinds.kind import Kind, Scope
+
+if TYPE_CHECKING:
+    from migrate.kinds.kind import Source, Target
+    from precopy.ids import Pid, Tid
+
+_STACK_T: Final = struct.Struct("<QIIQ")  # ss_sp, ss_flags, padding, ss_size
+# Says that the thread runs on it now, which its stack pointer says as well.
+_SS_ONSTACK: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class AlternateStack:
+    """What travels."""
+
+    pointer: int
+    flags: int  # SS_DISABLE, SS_AUTODISARM
+    size: int
+
+
+KIND = Kind("alternate_stack", 1, Scope.TASK, AlternateStack)
+
+
+def refuse(pid: Pid) -> list[str]:
+    """There is no alternate stack that cannot be carried."""
+    return []
+
+
+def dump(source: Source, tid: Tid) -> AlternateStack:
+    """Ask the thread."""
+    remote = source.remote.on(tid)
+    remote.reset()
+    room = remote.space(_STACK_T.size)
+    remote.syscall("sigaltstack", 0, room)
+    pointer, flags, _, size = _STACK_T.unpack(remote.read(room, _STACK_T.size))
+    return AlternateStack(pointer, flags & ~_SS_ONSTACK, size)
+
+
+def restore(record: AlternateStack, target: Target, tid: Tid) -> None:
+    """Set it; its memory need not be there yet."""
+    stack = _STACK_T.pack(record.pointer, record.flags, 0, record.size)
+    target.remote.on(tid).syscall("sigaltstack", stack, 0)

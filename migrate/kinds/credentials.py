@@ -1,0 +1,182 @@
+"""credentials(7): ids, capabilities, securebits, no_new_privs.
+
+read from   /proc/PID/task/TID/status; prctl(PR_GET_SECUREBITS), made by the thread
+rebuilt by  prctl(2) and capset(2), made by the thread itself
+
+User and group ids are not set here: the skeleton was started as the owner, and here
+it is checked that this is so. Capabilities are only ever given up. What the process
+may not have at the destination it does not get: a bounding set that is smaller there
+stays so, and a process that uses what it may not have there is refused.
+
+The last of the late kinds: restoring the others may need what is given up here.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from migrate.kernel import procfs
+from migrate.kernel.tasks import Capabilities, Ids
+from migrate.kinds.kind import CannotCarry, Kind, Scope
+
+if TYPE_CHECKING:
+    from migrate.kernel.remote import Batch, Remote
+    from migrate.kinds.kind import Source, Target
+    from precopy.ids import Pid, Tid
+
+_PR_CAPBSET_DROP: Final = 24
+_PR_GET_SECUREBITS: Final = 27
+_PR_SET_SECUREBITS: Final = 28
+_PR_SET_NO_NEW_PRIVS: Final = 38
+_PR_CAP_AMBIENT: Final = 47
+_AMBIENT_RAISE: Final = 2
+_AMBIENT_CLEAR_ALL: Final = 4
+_CAPABILITY_VERSION_3: Final = 0x20080522
+_HEADER: Final = struct.Struct("<Ii")
+_SETS: Final = struct.Struct("<6I")  # effective, permitted, inheritable; low, then high
+_LOW: Final = 0xFFFF_FFFF
+_CAPABILITIES: Final = range(64)
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What travels."""
+
+    uids: Ids
+    gids: Ids
+    groups: tuple[int, ...]
+    capabilities: Capabilities
+    securebits: int
+    no_new_privs: bool
+
+
+KIND = Kind(
+    "credentials",
+    1,
+    Scope.TASK,
+    Credentials,
+    after=(
+        "affinity",
+        "alternate_stack",
+        "comm",
+        "ioprio",
+        "pending_task_signals",
+        "personality",
+        "robust_list",
+        "rseq",
+        "scheduling",
+        "task_flags",
+        "tid_address",
+        "timer_slack",
+    ),
+    late=True,
+)
+
+
+def refuse(pid: Pid) -> list[str]:
+    """Ids that differ between threads, or that no exec could give."""
+    reasons = []
+    leader = procfs.status(pid)
+    for whose, ids in (("user", leader.uids), ("group", leader.gids)):
+        if ids.filesystem != ids.effective:
+            reasons.append(
+                f"pid {pid} has a file system {whose} id of its own "
+                f"({ids.filesystem}, not {ids.effective}): that cannot be carried."
+            )
+    for tid in procfs.threads(pid):
+        own = procfs.status(pid, tid)
+        mine = own.uids, own.gids, own.groups
+        if mine != (leader.uids, leader.gids, leader.groups):
+            reasons.append(
+                f"thread {tid} of pid {pid} has other user or group ids than its "
+                "process: that cannot be carried."
+            )
+    return reasons
+
+
+def dump(source: Source, tid: Tid) -> Credentials:
+    """Read /proc and ask the thread."""
+    status = procfs.status(source.pid, tid)
+    return Credentials(
+        uids=status.uids,
+        gids=status.gids,
+        groups=status.groups,
+        capabilities=status.capabilities,
+        securebits=_securebits(source.remote.on(tid)),
+        no_new_privs=status.no_new_privs,
+    )
+
+
+def restore(record: Credentials, target: Target, tid: Tid) -> None:
+    """Give up what the thread has and the record has not.
+
+    Raises:
+        CannotCarry: the ids are others, or a capability is missing.
+    """
+    there = procfs.status(target.pid, tid)
+    _require_same_ids(record, there, target.pid)
+    remote = target.remote.on(tid)
+    wanted, have = record.capabilities, there.capabilities
+    _require_capabilities(wanted, have, target.pid)
+    securebits = _securebits(remote)
+    batch = remote.batch()
+    # The order matters: everything before the last capset(2) may need CAP_SETPCAP,
+    # and an ambient capability must be permitted and inheritable (capabilities(7)).
+    for number in _bits(have.bounding & ~wanted.bounding):
+        batch.add("prctl", _PR_CAPBSET_DROP, number, 0, 0, 0)
+    if wanted != have:
+        inheritable = wanted.inheritable & (have.inheritable | have.permitted)
+        _add_capset(batch, have.effective, have.permitted, inheritable)
+    if wanted.ambient != have.ambient:
+        batch.add("prctl", _PR_CAP_AMBIENT, _AMBIENT_CLEAR_ALL, 0, 0, 0)
+        for number in _bits(wanted.ambient):
+            batch.add("prctl", _PR_CAP_AMBIENT, _AMBIENT_RAISE, number, 0, 0)
+    if record.securebits != securebits:
+        batch.add("prctl", _PR_SET_SECUREBITS, record.securebits, 0, 0, 0)
+    if wanted != have:
+        inheritable = wanted.inheritable & (have.inheritable | have.permitted)
+        _add_capset(batch, wanted.effective, wanted.permitted, inheritable)
+    if record.no_new_privs and not there.no_new_privs:
+        batch.add("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    batch.run()
+
+
+def _add_capset(batch: Batch, effective: int, permitted: int, inheritable: int) -> None:
+    sets = effective, permitted, inheritable
+    data = _SETS.pack(*(s & _LOW for s in sets), *(s >> 32 for s in sets))
+    batch.add("capset", _HEADER.pack(_CAPABILITY_VERSION_3, 0), data)
+
+
+def _require_same_ids(record: Credentials, there: procfs.Status, pid: Pid) -> None:
+    wanted = record.uids, record.gids, record.groups
+    if wanted != (there.uids, there.gids, there.groups):
+        raise CannotCarry(
+            KIND.name,
+            f"The process has uids {record.uids}, gids {record.gids} and groups "
+            f"{record.groups}; the one that was started for it has {there.uids}, "
+            f"{there.gids} and {there.groups}.",
+            pid=pid,
+        )
+
+
+def _require_capabilities(wanted: Capabilities, have: Capabilities, pid: Pid) -> None:
+    missing = (wanted.permitted | wanted.effective | wanted.ambient) & ~have.permitted
+    if missing:
+        numbers = ", ".join(map(str, _bits(missing)))
+        raise CannotCarry(
+            KIND.name,
+            f"The process has capabilities that it may not have at the destination "
+            f"(numbers {numbers} in linux/capability.h). Give them to the agent "
+            "there, or take them from the process.",
+            pid=pid,
+        )
+
+
+def _securebits(remote: Remote) -> int:
+    return remote.syscall("prctl", _PR_GET_SECUREBITS, 0, 0, 0, 0)
+
+
+def _bits(mask: int) -> list[int]:
+    return [number for number in _CAPABILITIES if mask >> number & 1]

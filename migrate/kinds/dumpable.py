@@ -1,0 +1,67 @@
+"""prctl(PR_SET_DUMPABLE): whether a process may dump core and be looked into.
+
+read from   prctl(PR_GET_DUMPABLE), made by the process itself
+rebuilt by  prctl(PR_SET_DUMPABLE), made by the process itself
+
+Late, because /proc/PID of a process that is not dumpable belongs to root, and its
+owner may not trace it: until then we must be able to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from migrate.kinds.kind import CannotCarry, Kind, Scope
+
+if TYPE_CHECKING:
+    from migrate.kinds.kind import Source, Target
+    from precopy.ids import Pid
+
+_PR_GET_DUMPABLE: Final = 3
+_PR_SET_DUMPABLE: Final = 4
+_BY_ROOT_ONLY: Final = 2  # SUID_DUMP_ROOT: the kernel gives it, nobody can ask for it
+
+
+@dataclass(frozen=True, slots=True)
+class Dumpable:
+    """What travels."""
+
+    dumpable: bool
+
+
+KIND = Kind(
+    "dumpable",
+    1,
+    Scope.PROCESS,
+    Dumpable,
+    after=("filesystem", "limits", "memory_layout", "posix_timer"),
+    late=True,
+)
+
+
+def refuse(pid: Pid) -> list[str]:
+    """/proc does not tell."""
+    return []
+
+
+def dump(source: Source) -> Dumpable:
+    """Ask the process.
+
+    Raises:
+        CannotCarry: it came from a set-user-ID file or one that it may not read.
+    """
+    value = source.remote.syscall("prctl", _PR_GET_DUMPABLE, 0, 0, 0, 0)
+    if value == _BY_ROOT_ONLY:
+        raise CannotCarry(
+            KIND.name,
+            f"pid {source.pid} is dumpable by root only (fs.suid_dumpable), as "
+            "set-user-ID programs are: that cannot be set again.",
+            pid=source.pid,
+        )
+    return Dumpable(value == 1)
+
+
+def restore(record: Dumpable, target: Target) -> None:
+    """Set it."""
+    target.remote.syscall("prctl", _PR_SET_DUMPABLE, int(record.dumpable), 0, 0, 0)

@@ -1,0 +1,89 @@
+"""getrlimit(2): how much of each resource a process may use.
+
+read from   prlimit64(0, …), made by the process itself
+rebuilt by  prlimit64(0, …), made by the process itself
+
+They are set last: a limit may be lower than what the process already has, and then
+the rest of the restoring would fail. What must be higher meanwhile is `headroom`.
+A hard limit that the destination does not let be raised stays as it is there.
+RLIMIT_CPU counts from zero again: the processor time used so far is not carried.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from migrate.kernel import resource_limits
+from migrate.kernel.tasks import Limit
+from migrate.kinds.kind import CannotCarry, Kind, Scope
+
+if TYPE_CHECKING:
+    from migrate.kinds.kind import Source, Target
+    from precopy.ids import Pid
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What travels: one for each RLIMIT_ number."""
+
+    limits: tuple[Limit, ...]
+
+
+KIND = Kind(
+    "limits",
+    1,
+    Scope.PROCESS,
+    Limits,
+    after=("interval_timers", "memory_layout", "pending_signals", "posix_timer"),
+    late=True,
+)
+
+
+def refuse(pid: Pid) -> list[str]:
+    """There is no limit that cannot be carried."""
+    return []
+
+
+def dump(source: Source) -> Limits:
+    """All sixteen in one stop."""
+    return Limits(resource_limits.read(source.remote))
+
+
+def restore(record: Limits, target: Target) -> None:
+    """Set those that differ.
+
+    Raises:
+        CannotCarry: a limit that applied at the source is higher than the
+            destination allows.
+    """
+    if len(record.limits) != resource_limits.COUNT:
+        raise CannotCarry(KIND.name, "The peer's limits are not sixteen.")
+    there = resource_limits.read(target.remote)
+    wanted = {
+        number: limit
+        for number, limit in enumerate(record.limits)
+        if limit != there[number]
+    }
+    denied = resource_limits.write(target.remote, wanted)
+    if not denied:
+        return
+    lower = {n: Limit(wanted[n].soft, there[n].hard) for n in denied}
+    for number, limit in lower.items():
+        if limit.soft > limit.hard:
+            raise CannotCarry(
+                KIND.name,
+                f"Its limit {number} (see getrlimit(2)) is {limit.soft}, and at the "
+                f"destination it cannot be more than {limit.hard}. Raise the hard "
+                "limit of the agent there, or lower that of the process.",
+                pid=target.pid,
+            )
+    resource_limits.write(target.remote, lower)
+    _log.warning(
+        "pid %d: hard limits %s could not be raised to what they were",
+        target.pid,
+        ", ".join(map(str, sorted(denied))),
+    )

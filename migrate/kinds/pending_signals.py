@@ -1,0 +1,77 @@
+"""Signals sent to the process and not yet delivered to any of its threads.
+
+read from   PTRACE_PEEKSIGINFO with PTRACE_PEEKSIGINFO_SHARED, ptrace(2)
+rebuilt by  rt_sigqueueinfo(2) by the process to itself, while it blocks them all
+
+A process may send itself any siginfo, that of the kernel included; nobody else may
+(rt_sigqueueinfo(2), EPERM).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from migrate.kernel import procfs
+from migrate.kinds.kind import CannotCarry, Kind, Scope
+
+if TYPE_CHECKING:
+    from migrate.kinds.kind import Source, Target
+    from precopy.ids import Pid
+
+_SIGINFO_BYTES: Final = 128
+_SIGNAL_MAX: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class PendingSignals:
+    """What travels: each siginfo_t, in the order of arrival."""
+
+    infos: tuple[bytes, ...]
+
+
+KIND = Kind("pending_signals", 1, Scope.PROCESS, PendingSignals, late=True)
+
+
+def refuse(pid: Pid) -> list[str]:
+    """There is no pending signal that cannot be carried."""
+    return []
+
+
+def dump(source: Source) -> PendingSignals:
+    """Look at the queue without taking anything from it."""
+    infos = source.tracee.peek_signals(source.tracee.tids[0], shared=True)
+    # A signal that found no memory for its siginfo is only a bit in the mask; on
+    # delivery the kernel makes up SI_USER with pid 0 (collect_signal()).
+    queued = {int.from_bytes(info[:4], "little") for info in infos}
+    mask = procfs.status(source.pid).signals.shared_pending
+    bare = (n for n in range(1, _SIGNAL_MAX + 1) if mask >> (n - 1) & 1)
+    infos += [
+        number.to_bytes(_SIGINFO_BYTES, "little")
+        for number in bare
+        if number not in queued
+    ]
+    return PendingSignals(tuple(infos))
+
+
+def restore(record: PendingSignals, target: Target) -> None:
+    """Queue what is not queued yet. Every thread blocks every signal meanwhile.
+
+    Raises:
+        CannotCarry: a siginfo is not one.
+    """
+    if not record.infos:
+        return
+    there = Counter(target.tracee.peek_signals(target.tracee.tids[0], shared=True))
+    own_pid = target.remote.syscall("getpid")
+    batch = target.remote.batch()
+    for info in record.infos:
+        number = int.from_bytes(info[:4], "little")
+        if len(info) != _SIGINFO_BYTES or not 1 <= number <= _SIGNAL_MAX:
+            raise CannotCarry(KIND.name, "A pending signal of the peer is not one.")
+        if there[info]:
+            there[info] -= 1
+        else:
+            batch.add("rt_sigqueueinfo", own_pid, number, info)
+    batch.run()

@@ -1,0 +1,77 @@
+"""Signals sent to one thread and not yet delivered to it.
+
+read from   PTRACE_PEEKSIGINFO, ptrace(2)
+rebuilt by  rt_tgsigqueueinfo(2) by the thread to itself, while it blocks them all
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from migrate.kernel import procfs
+from migrate.kinds.kind import CannotCarry, Kind, Scope
+
+if TYPE_CHECKING:
+    from migrate.kinds.kind import Source, Target
+    from precopy.ids import Pid, Tid
+
+_SIGINFO_BYTES: Final = 128
+_SIGNAL_MAX: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class PendingTaskSignals:
+    """What travels: each siginfo_t, in the order of arrival."""
+
+    infos: tuple[bytes, ...]
+
+
+KIND = Kind("pending_task_signals", 1, Scope.TASK, PendingTaskSignals, late=True)
+
+
+def refuse(pid: Pid) -> list[str]:
+    """There is no pending signal that cannot be carried."""
+    return []
+
+
+def dump(source: Source, tid: Tid) -> PendingTaskSignals:
+    """Look at the queue without taking anything from it."""
+    infos = source.tracee.peek_signals(tid, shared=False)
+    # As in collect_signal(): a bit without a siginfo stands for SI_USER with pid 0.
+    queued = {int.from_bytes(info[:4], "little") for info in infos}
+    mask = procfs.status(source.pid, tid).signals.pending
+    bare = (n for n in range(1, _SIGNAL_MAX + 1) if mask >> (n - 1) & 1)
+    infos += [
+        number.to_bytes(_SIGINFO_BYTES, "little")
+        for number in bare
+        if number not in queued
+    ]
+    return PendingTaskSignals(tuple(infos))
+
+
+def restore(record: PendingTaskSignals, target: Target, tid: Tid) -> None:
+    """Queue what is not queued yet. The thread blocks every signal meanwhile.
+
+    Raises:
+        CannotCarry: a siginfo is not one.
+    """
+    if not record.infos:
+        return
+    there = Counter(target.tracee.peek_signals(tid, shared=False))
+    remote = target.remote.on(tid)
+    ids = remote.batch()
+    ids.add("getpid")
+    ids.add("gettid")
+    own_pid, own_tid = ids.run()
+    batch = remote.batch()
+    for info in record.infos:
+        number = int.from_bytes(info[:4], "little")
+        if len(info) != _SIGINFO_BYTES or not 1 <= number <= _SIGNAL_MAX:
+            raise CannotCarry(KIND.name, "A pending signal of the peer is not one.")
+        if there[info]:
+            there[info] -= 1
+        else:
+            batch.add("rt_tgsigqueueinfo", own_pid, own_tid, number, info)
+    batch.run()

@@ -1,0 +1,56 @@
+"""personality(2): the execution domain and its flags, one for each thread.
+
+read from   /proc/PID/task/TID/personality (hex)
+rebuilt by  personality(2), made by the thread itself
+
+Late: READ_IMPLIES_EXEC and MMAP_PAGE_ZERO would change what restoring maps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from migrate.kernel import procfs
+from migrate.kinds.kind import Kind, Scope
+
+if TYPE_CHECKING:
+    from migrate.kinds.kind import Source, Target
+    from precopy.ids import Pid, Tid
+
+_DOMAIN: Final = 0xFF
+_CARRIED: Final = frozenset({0, 8})  # PER_LINUX; PER_LINUX32, for uname(2) only
+
+
+@dataclass(frozen=True, slots=True)
+class Personality:
+    """What travels."""
+
+    persona: int
+
+
+KIND = Kind("personality", 1, Scope.TASK, Personality, late=True)
+
+
+def refuse(pid: Pid) -> list[str]:
+    """Another system's personality changes how signals and paths work."""
+    return [
+        f"thread {tid} of pid {pid} has the personality {persona:#x}, which is not "
+        "that of a Linux program."
+        for tid in procfs.threads(pid)
+        if (persona := _read(pid, tid)) & _DOMAIN not in _CARRIED
+    ]
+
+
+def dump(source: Source, tid: Tid) -> Personality:
+    """Read it."""
+    return Personality(_read(source.pid, tid))
+
+
+def restore(record: Personality, target: Target, tid: Tid) -> None:
+    """Set it."""
+    target.remote.on(tid).syscall("personality", record.persona)
+
+
+def _read(pid: Pid, tid: Tid) -> int:
+    return int(procfs.read(pid, f"task/{tid}/personality"), 16)

@@ -1,0 +1,69 @@
+"""rseq(2): the area through which a thread runs restartable sequences.
+
+read from   PTRACE_GET_RSEQ_CONFIGURATION, ptrace(2); the area itself
+rebuilt by  rseq(2), made by the thread itself, when its memory is there
+
+The area is 32 bytes or more; the eight at offset 8 point to the sequence that the
+thread is in. Registering clears them, so they are put back. Whoever makes a thread
+run our code in the midst of a sequence loses them as well: the kernel drops a
+pointer to a sequence that does not hold the next instruction (rseq_ip_fixup()).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from migrate.kinds.kind import Kind, Scope
+
+if TYPE_CHECKING:
+    from migrate.kinds.kind import Source, Target
+    from precopy.ids import Pid, Tid
+
+_SEQUENCE_OFFSET: Final = 8  # offsetof(struct rseq, rseq_cs), linux/rseq.h
+_SEQUENCE_BYTES: Final = 8
+_UNREGISTER: Final = 1  # RSEQ_FLAG_UNREGISTER
+
+
+@dataclass(frozen=True, slots=True)
+class Rseq:
+    """What travels; a pointer of 0: not registered."""
+
+    pointer: int
+    size: int
+    signature: int
+    flags: int
+    sequence: bytes
+
+
+KIND = Kind("rseq", 1, Scope.TASK, Rseq, late=True)
+
+
+def refuse(pid: Pid) -> list[str]:
+    """There is no registration that cannot be carried."""
+    return []
+
+
+def dump(source: Source, tid: Tid) -> Rseq:
+    """Ask ptrace for the registration and read the sequence's pointer."""
+    found = source.tracee.rseq(tid)
+    if found is None:
+        return Rseq(0, 0, 0, 0, bytes(_SEQUENCE_BYTES))
+    sequence = source.tracee.memory.read(
+        found.pointer + _SEQUENCE_OFFSET, _SEQUENCE_BYTES
+    )
+    return Rseq(found.pointer, found.size, found.signature, found.flags, sequence)
+
+
+def restore(record: Rseq, target: Target, tid: Tid) -> None:
+    """Register the same area, after giving up another that is registered."""
+    remote = target.remote.on(tid)
+    there = target.tracee.rseq(tid)
+    batch = remote.batch()
+    if there is not None:
+        batch.add("rseq", there.pointer, there.size, _UNREGISTER, there.signature)
+    if record.pointer:
+        batch.add("rseq", record.pointer, record.size, record.flags, record.signature)
+    batch.run()
+    if record.pointer:
+        target.memory.write(record.pointer + _SEQUENCE_OFFSET, record.sequence)

@@ -1,0 +1,48 @@
+"""set_tid_address(2): the word that the kernel clears, and wakes, when a thread ends.
+
+read from   prctl(PR_GET_TID_ADDRESS), made by the thread itself
+rebuilt by  set_tid_address(2), made by the thread itself
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from migrate.kinds.kind import Kind, Scope
+
+if TYPE_CHECKING:
+    from migrate.kinds.kind import Source, Target
+    from precopy.ids import Pid, Tid
+
+_PR_GET_TID_ADDRESS: Final = 40
+_WORD_BYTES: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class TidAddress:
+    """What travels."""
+
+    pointer: int  # 0: none
+
+
+KIND = Kind("tid_address", 1, Scope.TASK, TidAddress)
+
+
+def refuse(pid: Pid) -> list[str]:
+    """There is no such address that cannot be carried."""
+    return []
+
+
+def dump(source: Source, tid: Tid) -> TidAddress:
+    """Ask the thread."""
+    remote = source.remote.on(tid)
+    remote.reset()
+    room = remote.space(_WORD_BYTES)
+    remote.syscall("prctl", _PR_GET_TID_ADDRESS, room, 0, 0, 0)
+    return TidAddress(int.from_bytes(remote.read(room, _WORD_BYTES), "little"))
+
+
+def restore(record: TidAddress, target: Target, tid: Tid) -> None:
+    """Set it."""
+    target.remote.on(tid).syscall("set_tid_address", record.pointer)

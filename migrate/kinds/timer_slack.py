@@ -1,0 +1,49 @@
+"""prctl(PR_SET_TIMERSLACK): how much later a thread lets itself be woken.
+
+read from   prctl(PR_GET_TIMERSLACK), made by the thread itself
+rebuilt by  prctl(PR_SET_TIMERSLACK), made by the thread itself
+
+Not carried: the default that 0 would reset it to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from migrate.kinds.kind import Kind, Scope
+
+if TYPE_CHECKING:
+    from migrate.kinds.kind import Source, Target
+    from precopy.ids import Pid, Tid
+
+_PR_SET_TIMERSLACK: Final = 29
+_PR_GET_TIMERSLACK: Final = 30
+
+
+@dataclass(frozen=True, slots=True)
+class TimerSlack:
+    """What travels."""
+
+    slack_ns: int  # 0: it is scheduled in real time, and has none
+
+
+KIND = Kind("timer_slack", 1, Scope.TASK, TimerSlack, after=("scheduling",))
+
+
+def refuse(pid: Pid) -> list[str]:
+    """There is no slack that cannot be carried."""
+    return []
+
+
+def dump(source: Source, tid: Tid) -> TimerSlack:
+    """Ask the thread."""
+    remote = source.remote.on(tid)
+    return TimerSlack(remote.syscall("prctl", _PR_GET_TIMERSLACK, 0, 0, 0, 0))
+
+
+def restore(record: TimerSlack, target: Target, tid: Tid) -> None:
+    """Set it; a thread without slack has none because of its policy."""
+    if record.slack_ns:
+        remote = target.remote.on(tid)
+        remote.syscall("prctl", _PR_SET_TIMERSLACK, record.slack_ns, 0, 0, 0)
