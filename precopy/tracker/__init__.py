@@ -29,9 +29,13 @@ class Written:
 class DirtyTracker(Protocol):
     """Follows the writes of one process from the first take to the last."""
 
-    name: str
-    # Reading and clearing are not one step: stop the tree around take().
-    needs_pause: bool
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def needs_pause(self) -> bool:
+        """Reading and clearing are not one step: stop the tree around take()."""
+        ...
 
     def take(self, space: AddressSpace, *, final: bool = False) -> Written:
         """The pages written since the last take; at first, all that are there.

@@ -10,6 +10,9 @@ What is hard about it, and what we do:
 * New mappings are not registered. Each take registers what is new in the address space
   that it is given, and all of it counts as written: before Linux 6.13 pages that were
   moved (mremap(2)) kept a protection that nobody minds.
+* What the address space says is older than the scan that follows. A mapping may be
+  replaced between them and its pages protected before anybody knows that it is another
+  one. So what a change of the address space empties counts as written, too.
 * A mapping that was replaced at the same place looks the same in /proc/PID/maps and is
   not registered. The scan then fails with EPERM (PM_SCAN_CHECK_WPASYNC), and pages
   before the place that failed may have been protected without being reported. So all
@@ -86,9 +89,11 @@ class UffdWpTracker:
 
     def take(self, space: AddressSpace, *, final: bool = False) -> Written:
         """See DirtyTracker. ``final`` leaves registrations and protections alone."""
-        self._reported -= self._space.changes_to(space).emptied
+        emptied = self._space.changes_to(space).emptied
+        self._reported -= emptied
         self._space = space
         pages, suspect = self._last_look(space) if final else self._look(space)
+        suspect |= emptied
         if pages.guarded:
             raise GuardRegions(self._pid, tuple(pages.guarded))
         perhaps_markers = pages.swapped & self._reported & space.private_file_ranges()

@@ -1,0 +1,248 @@
+"""What the destination was told to hold is what the frozen source holds.
+
+A C program does to its memory whatever its seed says, while a tracker follows it. A
+shadow stands for the destination: it does what a sink would do with the layout changes,
+the dropped ranges and the batches. At the end every page of the stopped program equals
+the shadow's. To replay one: pytest 'tests/live/test_tracker.py' -k 'SEED and …'.
+"""
+
+import ctypes
+import os
+import random
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Self
+
+import pytest
+
+from migrate.kernel.maps import parse_maps
+from precopy.address_space import AddressSpace, AddressSpaceChange, Vma
+from precopy.ids import PAGE_BYTES, Pid
+from precopy.page_set import PageSet
+from precopy.page_stream import PageBatch, batches
+from precopy.rounds import split_dropped
+from precopy.task_memory import TaskMemory
+from precopy.tracker import DirtyTracker
+from precopy.tracker.everything import EverythingTracker
+from precopy.tracker.uffd_wp import UffdWpTracker
+
+TARGETS: Final = Path(__file__).parent / "targets"
+SYS_PIDFD_GETFD: Final = 438  # the same on every architecture
+ZERO_PAGE: Final = bytes(PAGE_BYTES)
+
+SEEDS: Final = 300
+SEEDS_A_TEST: Final = 25
+ROUNDS: Final = 5
+OPERATIONS: Final = 40
+
+
+@pytest.fixture(scope="module")
+def churn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compiled("churn", tmp_path_factory.mktemp("targets"))
+
+
+def compiled(name: str, folder: Path) -> Path:
+    compiler = shutil.which("cc") or pytest.skip("there is no C compiler")
+    program = folder / name
+    source = TARGETS / f"{name}.c"
+    subprocess.run(
+        [compiler, "-std=gnu11", "-O1", "-Wall", "-Wextra", "-o", program, source],
+        check=True,
+    )
+    return program
+
+
+class Target:
+    """A program of targets/ that opened a userfaultfd and waits to be told."""
+
+    def __init__(self, *arguments: str | Path) -> None:
+        self._child = subprocess.Popen(
+            [str(argument) for argument in arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+        )
+        self.pid = Pid(self._child.pid)
+        assert self._child.stdout is not None
+        self._said = self._child.stdout
+        # The pipe is not buffered: this reads the line and no more.
+        self.uffd_number = int(self._said.readline())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._child.kill()
+        self._child.wait()
+        self._said.close()
+        if self._child.stdin is not None:
+            self._child.stdin.close()
+
+    def uffd(self) -> int:
+        """Take its userfaultfd; it closes its own when it is told to go on."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        pidfd = os.pidfd_open(self.pid)
+        try:
+            fd = int(libc.syscall(SYS_PIDFD_GETFD, pidfd, self.uffd_number, 0))
+            assert fd >= 0, os.strerror(ctypes.get_errno())
+            return fd
+        finally:
+            os.close(pidfd)
+
+    def tell(self) -> None:
+        assert self._child.stdin is not None
+        self._child.stdin.write(b"x")
+
+    def wait(self) -> None:
+        answer = self._said.read(1)
+        assert answer == b"a", f"it ended: {self._child.wait()}"
+
+    def stop(self) -> None:
+        """Stop it wherever it is."""
+        os.kill(self.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
+
+    def space(self) -> AddressSpace:
+        """Its mappings. What is read while it runs may overlap: then once more."""
+        while True:
+            try:
+                return parse_maps(Path(f"/proc/{self.pid}/maps").read_bytes())
+            except ValueError:
+                continue
+
+
+class Shadow:
+    """The destination, as far as memory goes: what it was told, by page."""
+
+    def __init__(self) -> None:
+        self.pages: dict[int, bytes] = {}
+
+    def relayout(self, change: AddressSpaceChange) -> None:
+        self.forget(change.emptied)
+
+    def forget(self, pages: PageSet) -> None:
+        for at in [at for at in self.pages if at in pages]:
+            del self.pages[at]
+
+    def apply(self, batch: PageBatch) -> None:
+        for at in batch.zeros.addresses():
+            if at in self.pages:
+                self.pages[at] = ZERO_PAGE
+        for number, at in enumerate(batch.data.addresses()):
+            offset = number * PAGE_BYTES
+            self.pages[at] = bytes(batch.payload[offset : offset + PAGE_BYTES])
+
+    def contents(self, vma: Vma, pid: Pid) -> bytearray:
+        """What the destination would read in ``vma``."""
+        contents = bytearray(vma.length)
+        if vma.is_private_file:
+            link = f"/proc/{pid}/map_files/{vma.start:x}-{vma.end:x}"
+            with Path(link).open("rb") as file:
+                file.seek(vma.offset)
+                found = file.read(vma.length)
+            contents[: len(found)] = found
+        for at in range(vma.start, vma.end, PAGE_BYTES):
+            if at in self.pages:
+                offset = at - vma.start
+                contents[offset : offset + PAGE_BYTES] = self.pages[at]
+        return contents
+
+
+class Journey:
+    """What a source does, with a shadow for a destination."""
+
+    def __init__(self, target: Target, tracker: DirtyTracker) -> None:
+        self.target = target
+        self.tracker = tracker
+        self.shadow = Shadow()
+        self.space = AddressSpace()
+        self.sent = PageSet.EMPTY
+        self.pages_sent = 0
+
+    def round(self, memory: TaskMemory, *, final: bool = False) -> None:
+        space = self.target.space()
+        self.shadow.relayout(self.space.changes_to(space))
+        self.space = space
+        written = self.tracker.take(space, final=final)
+        assert not written.data & written.dropped
+        dropped = split_dropped(written.dropped, space)
+        self.shadow.forget(dropped.remapped)
+        for batch in batches(
+            memory,
+            0,
+            written.data,
+            sent=self.sent,
+            anonymous=space.anonymous_ranges(),
+            zeros=dropped.zeros,
+        ):
+            self.shadow.apply(batch)
+            self.pages_sent += batch.data.pages
+        self.sent |= written.data
+
+    def mismatches(self, memory: TaskMemory) -> list[str]:
+        """Pages in which the frozen source is not what the shadow holds."""
+        found = []
+        for vma in self.space.vmas:
+            if not vma.is_ours:
+                continue
+            theirs = memory.read(vma.start, vma.length)
+            ours = self.shadow.contents(vma, self.target.pid)
+            if theirs == ours:
+                continue
+            for offset in range(0, vma.length, PAGE_BYTES):
+                page = slice(offset, offset + PAGE_BYTES)
+                if theirs[page] != ours[page]:
+                    found.append(f"{vma.start + offset:#x} in {vma}")
+        return found
+
+
+def follow_with_uffd_wp(target: Target) -> UffdWpTracker:
+    return UffdWpTracker(target.pid, target.uffd())
+
+
+def follow_with_everything(target: Target) -> EverythingTracker:
+    return EverythingTracker(target.pid)
+
+
+Follow = Callable[[Target], UffdWpTracker | EverythingTracker]
+
+
+def journey(churn: Path, seed: int, follow: Follow) -> list[str]:
+    """Follow one seed from its first operation to its last; what differs then."""
+    dice = random.Random(seed)
+    with Target(churn, str(seed), str(OPERATIONS)) as target:
+        with follow(target) as tracker, TaskMemory(target.pid) as memory:
+            target.tell()
+            target.wait()
+            travel = Journey(target, tracker)
+            for _ in range(ROUNDS):
+                travel.round(memory)
+                # Beside us or before us; what the tracker sees may differ from run
+                # to run only in the former.
+                beside = dice.random() < 0.5
+                target.tell()
+                if beside:
+                    travel.round(memory)
+                target.wait()
+            target.tell()
+            if dice.random() < 0.5:
+                target.wait()
+            target.stop()
+            travel.round(memory, final=True)
+            return travel.mismatches(memory)
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, SEEDS_A_TEST))
+def test_the_destination_equals_the_frozen_source(churn: Path, first: int) -> None:
+    """Followed by uffd_wp, in every page of every private mapping."""
+    for seed in range(first, first + SEEDS_A_TEST):
+        assert journey(churn, seed, follow_with_uffd_wp) == [], f"seed {seed}"
+
+
+def test_the_oracle_is_right_by_the_same_measure(churn: Path) -> None:
+    """Followed by everything."""
+    for seed in range(SEEDS_A_TEST):
+        assert journey(churn, seed, follow_with_everything) == [], f"seed {seed}"
