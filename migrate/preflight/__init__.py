@@ -1,0 +1,91 @@
+"""Every reason why a process cannot go, before anything of it is touched.
+
+All that is read is /proc, and what kcmp(2) and PAGEMAP_SCAN answer about a process that
+does not notice. What cannot be seen from outside without touching it (securebits, what
+lies in a queue) the kinds find when they dump.
+
+The rule: what no kind carries is refused by name, never left behind in silence. And a
+process must not shed by moving what confines it here: where a confinement cannot be
+carried, or not even be seen (Landlock), it stays.
+"""
+
+from collections.abc import Collection, Iterator
+from typing import Final
+
+from migrate import strangers
+from migrate.errors import Reason, printable
+from migrate.kernel import procfs
+from migrate.kinds import table
+from migrate.preflight import confinement, memory, standing
+from migrate.preflight.subject import Subject
+from precopy.errors import TaskVanished
+from precopy.ids import Pid
+
+# Parents that take the end of a child as it comes.
+_SHELLS_AND_INITS: Final = frozenset({"init", "systemd", "sh", "bash", "dash", "zsh"})
+
+
+def reasons(pid: Pid, *, own_pids: Collection[Pid] = ()) -> list[Reason]:
+    """Every reason why ``pid`` cannot be moved; none if it can, as far as one sees.
+
+    ``own_pids`` are processes of ours (the agent, its workers), which stay.
+    """
+    try:
+        if reason := standing.not_a_candidate(pid, own_pids):
+            return [reason]
+        subject = Subject.of(pid)
+        found = [
+            *standing.reasons(subject),
+            *confinement.reasons(subject),
+            *memory.reasons(subject),
+            *strangers.reasons(pid, subject.views),
+            *_kinds(pid),
+        ]
+    except TaskVanished:
+        return [standing.no_such_process(pid)]
+    except PermissionError as error:
+        return [
+            Reason(
+                "rights",
+                f"pid {pid} may not be looked at by this user ({error.filename}: "
+                f"{error.strerror}). Run as root, or as the owner of the process.",
+                pid,
+            )
+        ]
+    return list(dict.fromkeys(found))
+
+
+def notes(pid: Pid) -> list[str]:
+    """What will be different afterwards, in sentences; nothing that stops the move.
+
+    Raises:
+        TaskVanished: there is no such process.
+    """
+    stat = procfs.stat(pid)
+    found: list[str] = []
+    if stat.parent > 1:
+        try:
+            parent = procfs.stat(stat.parent).name
+        except TaskVanished:
+            return found
+        if parent not in _SHELLS_AND_INITS:
+            found.append(
+                f"The parent of pid {pid}, {printable(parent)} (pid {stat.parent}), "
+                "will see it end. If that is a supervisor, it may start another one."
+            )
+    if any("lo" in vma.flags for vma in procfs.read_smaps(pid).vmas):
+        found.append(
+            f"pid {pid} has locked memory (mlock(2)): it is locked again over there "
+            "if its limits allow."
+        )
+    return found
+
+
+def _kinds(pid: Pid) -> Iterator[Reason]:
+    """What the kinds of a process and of its tasks have against it."""
+    for process_kind in table.process_kinds():
+        for message in process_kind.refuse(pid):
+            yield Reason(process_kind.KIND.name, message, pid)
+    for task_kind in table.task_kinds():
+        for message in task_kind.refuse(pid):
+            yield Reason(task_kind.KIND.name, message, pid)

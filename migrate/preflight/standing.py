@@ -1,0 +1,210 @@
+"""Who the process is: whether it can be moved at all, and whom it belongs with.
+
+Somebody traces it, it has children, it shares its memory with another: then it is not
+alone, and a part of a whole cannot go.
+"""
+
+import os
+from collections.abc import Collection, Iterator
+from typing import Final
+
+from migrate.errors import Reason, printable
+from migrate.kernel import procfs
+from migrate.kernel.syscalls import raw
+from migrate.preflight.subject import Subject
+from precopy.errors import KernelError, TaskVanished
+from precopy.ids import Pid
+
+_PF_KTHREAD: Final = 0x00200000  # include/linux/sched.h
+_ELF_HEADER_BYTES: Final = 20
+_ELF_CLASS_64: Final = 2
+_ELF_MACHINE_X86_64: Final = 62
+_PTS_MAJOR: Final = 136  # Documentation/admin-guide/devices.txt
+
+# linux/kcmp.h; what clone(2) can share between two processes.
+_KCMP_SYSVSEM: Final = 6
+_SHARED: Final = (
+    (1, "its memory (CLONE_VM)"),
+    (2, "its descriptors (CLONE_FILES)"),
+    (3, "its working directory (CLONE_FS)"),
+    (4, "its signal handlers (CLONE_SIGHAND)"),
+)
+
+
+def no_such_process(pid: Pid) -> Reason:
+    """It is not there, or not any more."""
+    return Reason(
+        "process", f"There is no process with pid {pid}. Look it up again.", pid
+    )
+
+
+def not_a_candidate(pid: Pid, own_pids: Collection[Pid]) -> Reason | None:
+    """Why there is no need to look any further.
+
+    Raises:
+        TaskVanished: there is no such process.
+    """
+    status = procfs.status(pid)
+    stat = procfs.stat(pid)
+    name = printable(status.name)
+    message = None
+    if pid in own_pids or pid == os.getpid():
+        message = f"pid {pid} is migrate itself, which does the moving and stays here."
+    elif int(status.tgid) != pid:
+        message = (
+            f"{pid} is a thread of process {status.tgid} ({name}). Name the process: "
+            "its threads go with it."
+        )
+    elif pid == 1:
+        message = (
+            f"pid 1 is the init of this host ({name}): without it nothing here would "
+            "run. Name another process."
+        )
+    elif status.kernel_thread or stat.flags & _PF_KTHREAD:
+        message = f"pid {pid} ({name}) is a kernel thread: it is part of this kernel."
+    elif status.state in "ZX":
+        message = (
+            f"pid {pid} ({name}) has ended already: it is a zombie until its parent, "
+            f"pid {status.parent}, waits for it."
+        )
+    return Reason("process", message, pid) if message else None
+
+
+def reasons(subject: Subject) -> Iterator[Reason]:
+    """What is in the way in what the process is and whom it belongs to."""
+    yield from _traced(subject)
+    yield from _family(subject)
+    yield from _state(subject)
+    yield from _binary(subject)
+    yield from _terminal(subject)
+    yield from _shared(subject)
+
+
+def _traced(subject: Subject) -> Iterator[Reason]:
+    tracers = {status.tracer for status in subject.tasks.values()} - {0}
+    for tracer in sorted(tracers):
+        yield Reason(
+            "tracer",
+            f"pid {subject.pid} is traced by pid {tracer} ({_name(tracer)}), and a "
+            "process has one tracer. Detach it first.",
+            subject.pid,
+        )
+
+
+def _family(subject: Subject) -> Iterator[Reason]:
+    for child in procfs.children(subject.pid):
+        try:
+            zombie = procfs.stat(child).state == "Z"
+        except TaskVanished:
+            continue
+        if zombie:
+            message = (
+                f"pid {subject.pid} has a child that has ended, pid {child} "
+                f"({_name(child)}), and did not wait for it. Its exit status would be "
+                "lost: let it wait first."
+            )
+        else:
+            message = (
+                f"pid {subject.pid} has a child, pid {child} ({_name(child)}): a tree "
+                "of several processes is not carried yet. Move it when it has none."
+            )
+        yield Reason("child", message, subject.pid)
+
+
+def _state(subject: Subject) -> Iterator[Reason]:
+    pid = subject.pid
+    if subject.status.state == "T":
+        yield Reason(
+            "stopped",
+            f"pid {pid} is stopped by a signal (SIGSTOP or job control), which is not "
+            f"carried yet. Let it run first: kill -CONT {pid}.",
+            pid,
+        )
+    if subject.status.core_dumping:
+        yield Reason(
+            "process", f"pid {pid} is dumping core: it will be gone in a moment.", pid
+        )
+
+
+def _binary(subject: Subject) -> Iterator[Reason]:
+    pid = subject.pid
+    try:
+        with open(f"/proc/{pid}/exe", "rb") as file:
+            header = file.read(_ELF_HEADER_BYTES)
+    except (FileNotFoundError, ProcessLookupError):
+        raise TaskVanished(pid) from None
+    if header[:4] != b"\x7fELF":
+        return
+    if header[4] != _ELF_CLASS_64 or header[18] != _ELF_MACHINE_X86_64:
+        yield Reason(
+            "32-bit",
+            f"pid {pid} is a 32-bit program ({printable(procfs.link(pid, 'exe'))}): "
+            "only those for x86-64 can be moved.",
+            pid,
+        )
+
+
+def _terminal(subject: Subject) -> Iterator[Reason]:
+    terminal = subject.stat.terminal
+    if terminal:
+        major, minor = os.major(terminal), os.minor(terminal)
+        name = f"/dev/pts/{minor}" if major == _PTS_MAJOR else f"tty {major}:{minor}"
+        yield Reason(
+            "terminal",
+            f"pid {subject.pid} has a controlling terminal ({name}), which stays on "
+            "this host. Start the program with setsid(1), away from a terminal.",
+            subject.pid,
+        )
+
+
+def _shared(subject: Subject) -> Iterator[Reason]:
+    pid = subject.pid
+    for other in procfs.pids():
+        if other == pid:
+            continue
+        for resource, what in _SHARED:
+            if _same(pid, other, resource):
+                yield Reason(
+                    "sharing",
+                    f"pid {pid} shares {what} with pid {other} ({_name(other)}), "
+                    "another process. Move it when that has ended.",
+                    pid,
+                )
+        if _tracer_of(other) == pid:
+            yield Reason(
+                "tracer",
+                f"pid {pid} traces pid {other} ({_name(other)}). Let it detach first.",
+                pid,
+            )
+    # Of this kind two tasks have none at all more often than they have the same one.
+    # We never asked for SEM_UNDO (semop(2)): who differs from us has something.
+    if not _same(pid, Pid(os.getpid()), _KCMP_SYSVSEM, unknown=True):
+        yield Reason(
+            "semaphore",
+            f"pid {pid} holds a System V semaphore that is to be undone when it ends "
+            "(SEM_UNDO), which cannot be carried (see docs/kinds.md).",
+            pid,
+        )
+
+
+def _same(pid: Pid, other: Pid, resource: int, *, unknown: bool = False) -> bool:
+    """Whether two processes have the same one; ``unknown`` where we may not ask."""
+    try:
+        return raw("kcmp", pid, other, resource, 0, 0, pid=pid) == 0
+    except KernelError:
+        return unknown  # the other ended, or is none of ours to trace
+
+
+def _tracer_of(pid: Pid) -> Pid:
+    """Who traces it, as seen at its leader: whole processes are traced, as a rule."""
+    try:
+        return procfs.status(pid).tracer
+    except TaskVanished:
+        return Pid(0)
+
+
+def _name(pid: Pid) -> str:
+    try:
+        return printable(procfs.stat(pid).name)
+    except TaskVanished:
+        return "gone by now"
