@@ -87,6 +87,7 @@ class PidPolicy(Enum):
     KEEP = 1  # the same number, or refuse
     ANY = 2  # any number
     NEW_NAMESPACE = 3  # the same number inside a pid namespace of its own
+    AUTO = 4  # as KEEP where the number is free, else as NEW_NAMESPACE
 
 
 class Codec(Enum):

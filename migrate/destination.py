@@ -1,0 +1,283 @@
+"""The arrival, told from top to bottom.
+
+Runs in a process of its own (see agent.py), on one thread: it traces the skeleton,
+and ptrace obeys only the thread that seized. Until the source says Go, the process has
+never run here, and whatever goes wrong ends the skeleton; the source runs on. At Go
+nothing is left to do that could fail but to thaw.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Final
+
+from migrate import arrival_leaf, image, resume
+from migrate.errors import Reason, RefusedByDestination, RolledBack
+from migrate.image import FrozenTree, ImageError, Outline
+from migrate.kernel import cgroups
+from migrate.kernel.cgroups import Leaf
+from migrate.kernel.pidfds import PidFd
+from migrate.kinds.kind import CannotCarry, Target
+from migrate.skeleton import CannotBuild, Skeleton
+from precopy.errors import KernelError, PageStreamError, PrecopyError
+from precopy.ids import PAGE_BYTES, Pid
+from precopy.page_sink import PageSink
+from precopy.page_stream import BatchLimits, PageBatch
+from precopy.task_memory import TaskMemory
+from transport import messages as m
+from transport.channel import Channel, PeerGaveUp
+from transport.errors import TransportError
+from transport.states import Role
+
+ROUND_S: Final = 600.0  # a round may throttle itself; the peer's silence may not last
+READY_HOLD_S: Final = 120.0  # so long a finished copy waits for its Go
+_CLOCKS_APART_NS: Final = 1_000_000_000
+
+_UNBUILDABLE: Final = (CannotBuild, CannotCarry, ImageError, PrecopyError, OSError)
+
+
+def arrive(connection: socket.socket, *, committed: Callable[[], None]) -> int:
+    """Receive one process tree; 0 when it runs here.
+
+    ``committed`` is called when it is ours for good, just before it runs.
+
+    Raises:
+        RefusedByDestination: it was not let in.
+        RolledBack: it was given up on the way; nothing of it is left here.
+    """
+    channel = Channel(connection, Role.DESTINATION)
+    with channel:
+        try:
+            _Arrival(channel, committed).run()
+        except TransportError as error:
+            raise RolledBack(f"The source was lost: {error}.") from error
+    return 0
+
+
+class _Tally:
+    """What a round has brought."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+        self.pages = 0
+        self.bytes = 0
+
+    def count(self, batch: PageBatch) -> None:
+        self.batches += 1
+        self.pages += batch.pages
+        self.bytes += batch.data.bytes
+
+
+class _Arrival:
+    def __init__(self, channel: Channel, committed: Callable[[], None]) -> None:
+        self._channel = channel
+        self._committed = committed
+        self._tally = _Tally()
+        self._frozen: FrozenTree | None = None
+        self._limits = BatchLimits(processes_max=1)
+
+    def run(self) -> None:
+        offer, outline = self._negotiate()
+        with ExitStack() as undo:
+            try:
+                self._stand(offer, outline, undo)
+            except _UNBUILDABLE as error:
+                undo.close()
+                raise self._refuse(_reasons(error)) from error
+            self._channel.send(m.OfferAccepted((self._skeleton.pid,)))
+            try:
+                self._receive()
+            except (*_UNBUILDABLE, PeerGaveUp) as error:
+                # Ended first, told afterwards: what was declined never runs.
+                undo.close()
+                raise self._give_up(error) from error
+            self._hand_over(undo)
+
+    def _negotiate(self) -> tuple[m.Offer, Outline]:
+        self._channel.send(m.Welcome.ours("migrate"))
+        self._channel.expect(m.Hello)
+        offer = self._channel.expect(m.Offer)
+        try:
+            outline = image.decode(offer.outline, Outline)
+            image.judge(outline)
+        except ImageError as error:
+            raise self._refuse(_reasons(error)) from error
+        if reasons := _differences(offer.options):
+            raise self._refuse(reasons)
+        return offer, outline
+
+    def _refuse(self, reasons: tuple[Reason, ...]) -> RefusedByDestination:
+        self._channel.send(m.Refused(_said(reasons)))
+        self._channel.close(drain_s=1.0)
+        return RefusedByDestination(
+            "Refused: " + " ".join(r.message for r in reasons), reasons=reasons
+        )
+
+    def _give_up(self, error: Exception) -> RolledBack:
+        reasons = _reasons(error)
+        if not isinstance(error, PeerGaveUp):
+            self._channel.abort(_said(reasons))
+        return RolledBack("The arrival was given up: " + reasons[0].message)
+
+    def _stand(self, offer: m.Offer, outline: Outline, undo: ExitStack) -> None:
+        """Build the skeleton and all that the outline tells of it."""
+        (process,) = outline.processes
+        own = cgroups.current(Pid(os.getpid()))
+        self._leaf = Leaf.create(own, arrival_leaf.transaction())
+        undo.callback(_end_leaf, self._leaf)
+        directory = os.open(
+            cgroups.directory(self._leaf.path), os.O_RDONLY | os.O_DIRECTORY
+        )
+        try:
+            self._skeleton = Skeleton.build(
+                process, directory, offer.options.pid_policy
+            )
+        finally:
+            os.close(directory)
+        undo.callback(self._skeleton.destroy)
+        memory = undo.enter_context(TaskMemory(self._skeleton.pid))
+        pidfd = undo.enter_context(PidFd.open(self._skeleton.pid))
+        self._target = Target(
+            self._skeleton.pid,
+            self._skeleton.tracee,
+            self._skeleton.remote,
+            memory,
+            pidfd,
+        )
+        resume.prepare(self._skeleton, self._target, process)
+        self._sink = undo.enter_context(PageSink(memory, self._skeleton.space))
+        self._process = process
+
+    def _receive(self) -> None:
+        """Pages, changes of layout and the state, up to the end of them."""
+        while True:
+            message = self._channel.receive(timeout_s=ROUND_S)
+            match message:
+                case m.Pages(body):
+                    batch = PageBatch.decode(body, self._limits)
+                    self._sink.write(batch)
+                    self._tally.count(batch)
+                case m.Layout(process=0, change=change):
+                    self._relayout(change)
+                case m.RoundEnd(number=number):
+                    tally, self._tally = self._tally, _Tally()
+                    self._channel.send(
+                        m.RoundDone(number, tally.batches, tally.pages, tally.bytes)
+                    )
+                case m.State(payload):
+                    self._thaw_plan(payload)
+                case m.End():
+                    self._complete()
+                    return
+                case m.Abort(reasons):
+                    raise PeerGaveUp(m.Abort(reasons))
+                case _:
+                    raise ImageError(f"{type(message).__name__} has no place here.")
+
+    def _relayout(self, change: bytes) -> None:
+        layout = image.decode(change, image.Layout)
+        new = image.apply_layout(self._skeleton.space, layout)
+        self._skeleton.change(layout, new)
+        self._target.remote = self._skeleton.remote
+        self._sink.relayout(new)
+
+    def _thaw_plan(self, payload: bytes) -> None:
+        frozen = image.decode(payload, FrozenTree)
+        if len(frozen.processes) != 1 or not frozen.processes[0].tasks:
+            raise ImageError("The frozen tree is not the one that was offered.")
+        self._frozen = frozen
+        resume.follow_threads(self._skeleton, frozen.processes[0])
+
+    def _complete(self) -> None:
+        """Everything that can fail; afterwards it is whole, frozen, and not ours."""
+        began = time.monotonic_ns()
+        if self._frozen is None:
+            raise ImageError("The end came before the state.")
+        resume.complete(
+            self._skeleton, self._target, self._process, self._frozen.processes[0]
+        )
+        self._leaf.freeze()
+        self._skeleton.tracee.detach()
+        if not self._leaf.wait_frozen(READY_HOLD_S):
+            raise CannotBuild("cgroup", "The new process does not freeze.")
+        self._channel.send(m.Ready(b"", b"", time.monotonic_ns() - began))
+
+    def _hand_over(self, undo: ExitStack) -> None:
+        """Wait for Go, which is the last word; then it runs here."""
+        try:
+            self._channel.expect(m.Go, timeout_s=READY_HOLD_S)
+        except TransportError:
+            undo.close()
+            raise
+        began = time.monotonic_ns()
+        self._committed()
+        self._leaf.thaw()
+        # It is nobody's to undo any more.
+        undo.pop_all()
+        try:
+            self._channel.send(m.Accepted(time.monotonic_ns() - began))
+            self._channel.expect(m.Fin)
+            self._channel.send(m.FinAck())
+        except TransportError:
+            # It runs here, whether or not the source has heard of it.
+            return
+        finally:
+            self._leaf.dissolve()
+
+
+def _end_leaf(leaf: Leaf) -> None:
+    leaf.kill()
+    leaf.wait_empty(READY_HOLD_S)
+    leaf.dissolve()
+
+
+def _differences(options: m.Options) -> tuple[Reason, ...]:
+    """What about this host makes it unfit."""
+    reasons = []
+    if options.machine != os.uname().machine:
+        reasons.append(
+            Reason("machine", f"It runs on {options.machine}; this host is another.")
+        )
+    if options.page_bytes != PAGE_BYTES:
+        reasons.append(Reason("pages", f"Its pages have {options.page_bytes} bytes."))
+    for name, theirs, clock in (
+        ("monotonic", options.monotonic_minus_realtime_ns, time.CLOCK_MONOTONIC),
+        ("boottime", options.boottime_minus_realtime_ns, time.CLOCK_BOOTTIME),
+    ):
+        ours = time.clock_gettime_ns(clock) - time.clock_gettime_ns(time.CLOCK_REALTIME)
+        if abs(ours - theirs) > _CLOCKS_APART_NS:
+            apart_s = (ours - theirs) / 1e9
+            reasons.append(
+                Reason(
+                    "clock",
+                    f"The {name} clock would jump by {apart_s:+.1f} s: the hosts were "
+                    "booted at different times, and no time namespace is made yet.",
+                )
+            )
+    return tuple(reasons)
+
+
+def _reasons(error: Exception) -> tuple[Reason, ...]:
+    match error:
+        case CannotBuild():
+            return (Reason(error.kind, error.message),)
+        case CannotCarry():
+            return (Reason(error.kind, error.message, error.pid, error.fd),)
+        case ImageError():
+            return (Reason("image", str(error)),)
+        case PageStreamError():
+            return (Reason("pages", str(error)),)
+        case KernelError():
+            return (
+                Reason("kernel", f"The kernel of the destination refused: {error}"),
+            )
+        case PeerGaveUp():
+            return (Reason("source", str(error)),)
+        case _:
+            return (Reason("destination", str(error)),)
+
+
+def _said(reasons: tuple[Reason, ...]) -> tuple[m.Reason, ...]:
+    return tuple(m.Reason(r.kind, r.pid, r.fd, m.text(r.message)) for r in reasons)

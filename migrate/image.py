@@ -1,0 +1,238 @@
+"""What a tree of processes is, in frozen records, and their bytes.
+
+Three records travel. The outline, before the first page: everything that can be built
+while the source still runs. A layout, whenever mappings have changed. The frozen tree,
+once: what no longer changes because nothing runs, without what the outline already
+said. Memory itself goes in pages frames, which precopy makes.
+
+Ids are those that the processes see themselves. Paths are bytes. Everything here comes
+from the peer at the destination: decoding is strict, and `judge` refuses what no source
+would send.
+"""
+
+from dataclasses import dataclass
+from typing import Final, NewType, TypeVar
+
+import msgspec
+
+from migrate.descriptors import Descriptors
+from migrate.kernel.blocked_syscalls import TimedCall
+from migrate.kernel.tracee import TaskState
+from migrate.kinds.table import Dumped
+from precopy.address_space import AddressSpace, AddressSpaceChange, Vma
+from precopy.ids import PAGE_BYTES, USER_END
+from precopy.page_set import PageSet
+
+# An index into the tree; the root is 0.
+Index = NewType("Index", int)
+
+VMAS_MAX: Final = 65_530  # /proc/sys/vm/max_map_count of most hosts
+TASKS_MAX: Final = 32_768
+_MMAP_MIN: Final = 65_536  # /proc/sys/vm/mmap_min_addr of most hosts
+
+
+class ImageError(ValueError):
+    """Bytes that are no image, or an image that no source would send."""
+
+
+@dataclass(frozen=True, slots=True)
+class MappedFile:
+    """A file that is mapped: where, and what tells it from another of that name."""
+
+    path: bytes
+    size_bytes: int
+    edges: bytes  # digest of its first and its last page
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A thread, before the freeze."""
+
+    tid: int
+    kinds: tuple[Dumped, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process, before the freeze."""
+
+    pid: int
+    process_group: int
+    session: int
+    executable: bytes
+    comm: str
+    uids: tuple[int, int, int]  # real, effective, saved
+    gids: tuple[int, int, int]
+    groups: tuple[int, ...]
+    vmas: tuple[Vma, ...]
+    files: tuple[MappedFile, ...]
+    tasks: tuple[Task, ...]  # the leader first
+    kinds: tuple[Dumped, ...]
+    descriptors: Descriptors
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """A tree, before the freeze: parents before their children."""
+
+    processes: tuple[Process, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the mappings of one process have changed since the last look.
+
+    ``renewed`` ranges are mapped anew in place: what was written there is gone, and
+    what shows is the file's, or zero.
+    """
+
+    removed: tuple[tuple[int, int], ...]
+    added: tuple[Vma, ...]
+    reprotected: tuple[Vma, ...]
+    readvised: tuple[Vma, ...]
+    renewed: tuple[Vma, ...]
+    files: tuple[MappedFile, ...]  # those that ``added`` and ``renewed`` map
+
+    @classmethod
+    def of(
+        cls,
+        change: AddressSpaceChange,
+        renewed: tuple[Vma, ...],
+        files: tuple[MappedFile, ...],
+    ) -> "Layout":
+        """What the destination needs to know of a change."""
+        return cls(
+            tuple(change.removed),
+            change.added,
+            change.reprotected,
+            change.readvised,
+            renewed,
+            files,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenTask:
+    """A thread in the freeze."""
+
+    tid: int
+    state: TaskState
+    timed: TimedCall | None  # the call that it sleeps in, if that has a timeout
+    kinds: tuple[Dumped, ...]  # all late ones, and the others where they differ
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenProcess:
+    """A process in the freeze."""
+
+    tasks: tuple[FrozenTask, ...]  # all that live now, the leader first
+    kinds: tuple[Dumped, ...]
+    descriptors: Descriptors | None  # None: as in the outline
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenTree:
+    """The tree in the freeze, in the order of the outline."""
+
+    processes: tuple[FrozenProcess, ...]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_T = TypeVar("_T", Outline, Layout, FrozenTree)
+
+
+def encode(record: Outline | Layout | FrozenTree) -> bytes:
+    """The bytes that travel."""
+    return _encoder.encode(record)
+
+
+def decode(body: bytes, what: type[_T]) -> _T:
+    """The inverse of encode().
+
+    Raises:
+        ImageError: it is not one.
+    """
+    try:
+        return msgspec.msgpack.decode(body, type=what)
+    except msgspec.MsgspecError as error:
+        name = what.__name__
+        raise ImageError(f"The peer's {name} makes no sense: {error}.") from error
+
+
+def judge(outline: Outline) -> None:
+    """Refuse what no source would send.
+
+    Raises:
+        ImageError: and why.
+    """
+    if len(outline.processes) != 1:
+        raise ImageError(
+            f"A tree of {len(outline.processes)} processes cannot be received yet."
+        )
+    for process in outline.processes:
+        _judge_ids(process)
+        judge_vmas(process.vmas)
+
+
+def _judge_ids(process: Process) -> None:
+    tids = [task.tid for task in process.tasks]
+    if not tids or tids[0] != process.pid:
+        raise ImageError("The first thread of a process is its leader.")
+    if len(set(tids)) != len(tids) or len(tids) > TASKS_MAX:
+        raise ImageError("Threads are listed twice, or there are too many.")
+    if min(tids) < 1 or process.process_group < 0 or process.session < 0:
+        raise ImageError("Ids are positive.")
+    if b"\0" in process.executable or not process.executable.startswith(b"/"):
+        raise ImageError("The executable has no absolute path.")
+
+
+def judge_vmas(vmas: tuple[Vma, ...]) -> AddressSpace:
+    """The address space that these make.
+
+    Raises:
+        ImageError: they overlap, or lie where no process maps.
+    """
+    if len(vmas) > VMAS_MAX:
+        raise ImageError(f"{len(vmas)} mappings are more than {VMAS_MAX}.")
+    for vma in vmas:
+        if (vma.start | vma.end | vma.offset) % PAGE_BYTES or vma.offset < 0:
+            raise ImageError(f"The mapping at {vma.start:#x} is not made of pages.")
+        if not _MMAP_MIN <= vma.start < vma.end <= USER_END and not vma.is_kernel:
+            raise ImageError(f"The mapping at {vma.start:#x} is outside user memory.")
+    try:
+        return AddressSpace(vmas)
+    except ValueError as error:
+        raise ImageError(str(error)) from error
+
+
+def apply_layout(space: AddressSpace, layout: Layout) -> AddressSpace:
+    """The address space after a change, as the destination keeps it.
+
+    Raises:
+        ImageError: the change does not fit.
+    """
+    gone = PageSet.of(layout.removed)
+    kept: list[Vma] = []
+    for vma in space.vmas:
+        kept += [
+            vma.part(start, end)
+            for start, end in PageSet.of([(vma.start, vma.end)]) - gone
+        ]
+    changed = list(_replaced(kept, (*layout.reprotected, *layout.readvised)))
+    return judge_vmas((*changed, *layout.added))
+
+
+def _replaced(vmas: list[Vma], newer: tuple[Vma, ...]) -> list[Vma]:
+    """The mappings, with those parts exchanged that a newer one covers."""
+    for new in newer:
+        cover = PageSet.of([(new.start, new.end)])
+        out: list[Vma] = []
+        for vma in vmas:
+            whole = PageSet.of([(vma.start, vma.end)])
+            if not whole & cover:
+                out.append(vma)
+                continue
+            out += [vma.part(start, end) for start, end in whole - cover]
+            out += [new.part(start, end) for start, end in whole & cover]
+        vmas = out
+    return vmas
