@@ -4,6 +4,7 @@ It turns messages into frames and frames into messages, keeps the state, and jud
 both sides by the tables in ``states``. It knows neither sockets nor time.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Final, TypeAlias
 
@@ -32,6 +33,9 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 # A message that fits is joined with its header: one buffer, one segment on the wire.
 _JOIN_BYTES_MAX: Final = 1 << 16
 
+# Pings are answered at once; a peer that is so many ahead is not asking any more.
+PINGS_UNANSWERED_MAX: Final = 16
+
 
 class Connection:
     """The talk as one side sees it.
@@ -48,6 +52,7 @@ class Connection:
         self._versions: range | None = None
         self._batches = 0  # pages frames since the last tally
         self._round: m.RoundEnd | None = None  # the last that was said
+        self._unanswered: dict[Role, deque[int]] = {who: deque() for who in Role}
         self.transaction: bytes | None = None  # known from Hello on
 
     @property
@@ -87,8 +92,8 @@ class Connection:
             raise LocalProtocolError(
                 f"{type(message).__name__} has {len(body)} bytes and must fit one frame"
             )
-        self._check(message, LocalProtocolError)
-        self._note(message, after)
+        self._check(self.role, message, LocalProtocolError)
+        self._note(self.role, message, after)
         return _frames_of(body)
 
     def send_pages(self, buffers: Sequence[Buffer]) -> list[Buffer]:
@@ -153,8 +158,8 @@ class Connection:
         after = self._hear(type(message))
         if after is None:
             return None
-        self._check(message, RemoteProtocolError)
-        self._note(message, after)
+        self._check(self.role.peer, message, RemoteProtocolError)
+        self._note(self.role.peer, message, after)
         return message
 
     def _receive_pages(self, body: memoryview) -> m.Pages | None:
@@ -200,6 +205,7 @@ class Connection:
 
     def _check(
         self,
+        speaker: Role,
         message: m.AnyMessage,
         error: type[LocalProtocolError | RemoteProtocolError],
     ) -> None:
@@ -223,6 +229,13 @@ class Connection:
                     raise error(f"the tallies differ: {self._round} but {message}")
             case m.End():
                 self._check_batches(message, error)
+            case m.Ping():
+                if len(self._unanswered[speaker]) >= PINGS_UNANSWERED_MAX:
+                    raise error(f"{PINGS_UNANSWERED_MAX} pings are unanswered")
+            case m.Pong(number=number):
+                asked = self._unanswered[speaker.peer]
+                if not asked or number != asked[0]:
+                    raise error(f"Pong {number} answers no ping")
             case _:
                 pass
 
@@ -237,7 +250,7 @@ class Connection:
                 f"{self._batches} pages frames have gone by since the last tally"
             )
 
-    def _note(self, message: m.AnyMessage, after: State) -> None:
+    def _note(self, speaker: Role, message: m.AnyMessage, after: State) -> None:
         """``message`` was said: remember what later ones are checked against."""
         self._state = after
         match message:
@@ -248,6 +261,10 @@ class Connection:
             case m.RoundEnd():
                 self._round = message
                 self._batches = 0
+            case m.Ping():
+                self._unanswered[speaker].append(message.number)
+            case m.Pong():
+                self._unanswered[speaker.peer].popleft()
             case _:
                 pass
 

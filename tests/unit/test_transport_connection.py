@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 
 from tests.unit.transport_samples import OPTIONS, REASON, SAMPLES
 from transport import messages as m
-from transport.connection import Buffer, Connection, choose_version
+from transport.connection import (
+    PINGS_UNANSWERED_MAX,
+    Buffer,
+    Connection,
+    choose_version,
+)
 from transport.errors import LocalProtocolError, RemoteProtocolError
 from transport.frames import (
     MESSAGE_BODY_BYTES_MAX,
@@ -109,10 +114,20 @@ def test_every_state_can_be_reached() -> None:
     assert set(PATHS) == set(State)
 
 
+def asked(side: Connection, asker: Role, word: Word) -> None:
+    """Before a Pong there is a Ping, where the state still has any."""
+    if word is m.Pong and side.state not in OVER:
+        if asker is side.role:
+            say(side, m.Ping)
+        else:
+            side.receive(*raw(m.Ping))
+
+
 @every_case
 def test_what_may_be_said(state: State, speaker: Role, word: Word) -> None:
     """We say what the table allows, and otherwise nothing happens but an error."""
     side = pair_in(state)[speaker]
+    asked(side, speaker.peer, word)
     after = expected(state, speaker, word)
     assert side.may_say(word) == (after is not None)
     if after is None:
@@ -128,6 +143,7 @@ def test_what_may_be_said(state: State, speaker: Role, word: Word) -> None:
 def test_what_may_be_heard(state: State, speaker: Role, word: Word) -> None:
     """We hear what the table allows, drop what is late, and refuse the rest."""
     side = pair_in(state)[speaker.peer]
+    asked(side, speaker.peer, word)
     after = expected(state, speaker, word)
     late = (speaker, word) in LATE.get(state, frozenset()) or (
         word in (m.Ping, m.Pong) and state in OVER
@@ -398,3 +414,26 @@ def test_the_highest_common_version(
 ) -> None:
     """The highest that both speak, or none."""
     assert choose_version(m.Welcome(lowest, highest, "")) == chosen
+
+
+def test_pongs_answer_pings_in_order() -> None:
+    """A Pong that nobody asked for, or out of order, is a breach."""
+    sides = pair_in(State.PRECOPY)
+    source, dest = sides[Role.SOURCE], sides[Role.DESTINATION]
+    hear(dest, b"".join(source.send(m.Ping(1)) + source.send(m.Ping(2))))
+    for wrong in (2, 3):
+        with pytest.raises(LocalProtocolError, match=f"Pong {wrong}"):
+            dest.send(m.Pong(wrong))
+    assert hear(source, b"".join(dest.send(m.Pong(1)))) == [m.Pong(1)]
+    with pytest.raises(RemoteProtocolError, match="Pong 1"):
+        source.receive(FrameKind.MESSAGE, memoryview(m.encode(m.Pong(1))))
+
+
+def test_unanswered_pings_are_bounded() -> None:
+    """Pings that nobody answers do not pile up."""
+    side = destination()
+    ping = memoryview(m.encode(m.Ping(1)))
+    for _ in range(PINGS_UNANSWERED_MAX):
+        side.receive(FrameKind.MESSAGE, ping)
+    with pytest.raises(RemoteProtocolError, match="unanswered"):
+        side.receive(FrameKind.MESSAGE, ping)
