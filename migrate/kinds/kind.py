@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, cast
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -69,13 +69,19 @@ class CannotCarry(Exception):
         self.pid = pid
         self.fd = fd
 
+    @classmethod
+    def at(cls, kind: Kind, view: FdView, reason: str) -> Self:
+        """It is the descriptor ``view``; ``reason`` goes on after its name."""
+        sentence = f"fd {view.number} of pid {view.pid} {reason}"
+        return cls(kind.name, sentence, pid=view.pid, fd=view.number)
+
 
 @dataclass(slots=True)
 class Source:
     """A process being dumped: all its threads are stopped.
 
-    ``remote`` is the leader's; ``remote.on(tid)`` is another thread's. ``views``
-    is the descriptor table as /proc shows it now.
+    ``remote`` is the leader's; ``remote.moved_to(tid)`` makes it another thread's.
+    ``views`` is the descriptor table as /proc shows it now.
     """
 
     pid: Pid
@@ -101,24 +107,28 @@ class Target:
     pidfd: PidFd
     parking: Parking = field(default_factory=lambda: Parking())
     parked: dict[tuple[str | int, ...], RemoteFd] = field(default_factory=dict)
+    # Numbers that a description lost in this pass while it lives on at others.
+    vacated: frozenset[int] = frozenset()
 
     def park(self, fd: RemoteFd) -> RemoteFd:
         """The same description at a number that nobody wants; ``fd`` is closed.
 
         A number that nobody wants already stays where it is.
         """
-        spare = self.parking.take(fd)
-        if spare != fd:
-            batch = self.remote.batch()
-            batch.add("dup3", fd, spare, os.O_CLOEXEC)
-            batch.add("close", fd)
-            batch.run()
-        return cast("RemoteFd", spare)
+        return self.park_all([fd])[0]
 
-    def unpark(self, fd: RemoteFd) -> None:
-        """Close what was parked at ``fd``."""
-        self.remote.syscall("close", fd)
-        self.parking.give_back(fd)
+    def park_all(self, fds: Iterable[RemoteFd]) -> list[RemoteFd]:
+        """What park() does, for many in one batch."""
+        batch = self.remote.batch()
+        spares = []
+        for fd in fds:
+            spare = self.parking.take(fd)
+            if spare != fd:
+                batch.add("dup3", fd, spare, os.O_CLOEXEC)
+                batch.add("close", fd)
+            spares.append(cast("RemoteFd", spare))
+        batch.run()
+        return spares
 
 
 class Parking:
@@ -140,21 +150,28 @@ class Parking:
         Raises:
             CannotCarry: every number below the limit is wanted or taken.
         """
-        number = self._spare() if fd in self._wanted else fd
-        self._taken.add(number)
-        return number
+        if fd in self._wanted:
+            return self.spare()
+        self._taken.add(fd)
+        return fd
 
     def give_back(self, fd: int) -> None:
         """``fd`` is closed again."""
         self._taken.discard(fd)
 
-    def _spare(self) -> int:
+    def spare(self) -> int:
+        """A number that nobody wants and nobody has; it is taken now.
+
+        Raises:
+            CannotCarry: there is none below the limit.
+        """
         above = range(self._next, self._limit)
         gaps = range(min(self._next, self._limit))
         for numbers in (above, gaps):
             for number in numbers:
                 if number not in self._wanted and number not in self._taken:
                     self._next = max(self._next, number + 1)
+                    self._taken.add(number)
                     return number
         raise CannotCarry(
             "descriptors",
@@ -172,7 +189,11 @@ class DescriptorKind(Protocol):
         """Whether this descriptor is of this kind; asks for nothing but the view."""
 
     def refuse(self, view: FdView) -> str | None:
-        """Why this one cannot go, as a sentence; None if it can. Reads /proc only."""
+        """Why this one cannot go; None if it can. Reads /proc only.
+
+        It is the rest of a sentence that begins "fd 17 of pid 4711 ", and a second
+        one with the way out: "is an io_uring, which cannot be carried. Close it."
+        """
 
     def dump(self, process: Source, view: FdView) -> Record:
         """The record of one open file description, seen through one of its numbers."""
@@ -186,9 +207,14 @@ class DescriptorKind(Protocol):
         False leaves ``fd`` as it was.
         """
 
-    # A kind that refers to other descriptors by number also offers
-    #   finish(record, target: Target, fd: RemoteFd) -> None
-    # which is called after every pass, when each number is what it will be.
+    # Three more, which a module may leave out:
+    #   family(record) -> Hashable
+    # Records of one family (the two ends of a pipe) are restored anew together.
+    #   restore_many(records, target) -> list[RemoteFd]
+    # does for many what restore does for one.
+    #   finish(record, target, fd: RemoteFd) -> None
+    # is called after each pass, when every number is what it will be: for a kind
+    # that refers to other descriptors by number.
 
 
 class ProcessKind(Protocol):

@@ -50,8 +50,7 @@ class Scenario:
         self.name = name
         self._fifo = folder / f"{name}.said"
         os.mkfifo(self._fifo)
-        # O_RDWR: the scenario's open(2) never blocks, and we never see EOF.
-        self._said = os.open(self._fifo, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        self._said = self._listening()
         self._rest = b""
         self.process = subprocess.Popen(
             [build(name), self._fifo, *arguments],
@@ -77,11 +76,28 @@ class Scenario:
     def line(self) -> str:
         """The next line that it says; waits for it."""
         while b"\n" not in self._rest:
-            readable, _, _ = select.select([self._said], [], [], PATIENCE_S)
-            assert readable, f"{self.name} says nothing"
-            self._rest += os.read(self._said, 65536)
+            self._rest += self._hear()
         line, self._rest = self._rest.split(b"\n", 1)
         return line.decode(errors="replace")
+
+    def _hear(self) -> bytes:
+        """Everything it says until it has closed the FIFO: it holds it no longer."""
+        said = b""
+        while True:
+            readable, _, _ = select.select([self._said], [], [], PATIENCE_S)
+            assert readable, f"{self.name} says nothing"
+            chunk = os.read(self._said, 65536)
+            if not chunk:
+                break
+            said += chunk
+        # A reader that has seen the end sees it for ever; a new one waits for the
+        # next writer. It is there before the old one goes, so nothing is lost.
+        before, self._said = self._said, self._listening()
+        os.close(before)
+        return said
+
+    def _listening(self) -> int:
+        return os.open(self._fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
     def ready(self) -> Ready:
         """Wait until it has arranged everything."""

@@ -10,6 +10,9 @@
 //         return scenario_end();    // says "ok" or "failed"; 0 or 1
 //     }
 //
+// With "bare" as argv[2] scenario_bare is set: the program is to arrange nothing and
+// then to check itself all the same, for tests of one kind between two processes.
+//
 // argv[1] is a file or FIFO that is opened, appended to and closed for each line:
 // a scenario holds no descriptor for its talk, so its table is its own. A line is
 // at most PIPE_BUF bytes and is written whole.
@@ -29,6 +32,7 @@
 static const char *scenario_log;
 static volatile int scenario_moved; // set by the harness with process_vm_writev(2)
 static int scenario_failures;
+static int scenario_bare; // arrange nothing: a test puts everything in place
 
 __attribute__((format(printf, 1, 2), unused)) static void scenario_say(const char *format, ...)
 {
@@ -75,6 +79,7 @@ __attribute__((unused)) static void scenario_begin(int argc, char **argv)
         exit(2);
     }
     scenario_log = argv[1];
+    scenario_bare = argc > 2 && !strcmp(argv[2], "bare");
 }
 
 __attribute__((unused)) static void scenario_ready(void)

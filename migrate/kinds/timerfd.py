@@ -1,0 +1,141 @@
+"""timerfd_create(2): a timer that is read from a descriptor.
+
+read from   /proc/PID/fdinfo/FD: clockid, ticks, settime flags, it_value,
+            it_interval                                    proc_pid_fdinfo(5)
+rebuilt by  timerfd_create(2), timerfd_settime(2), ioctl(TFD_IOC_SET_TICKS)
+
+A timer goes on with the time that it had left: while the process is frozen, its
+timers stand still. Only a date (an absolute time of a real-time clock) stays a date.
+"""
+
+import fcntl
+import os
+import struct
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from migrate.kernel import procfs
+from migrate.kernel.procfs import FdView, TimerfdInfo
+from migrate.kernel.remote import RemoteError, RemoteFd
+from migrate.kinds.kind import CannotCarry, Kind, Scope, Source, Target
+
+
+@dataclass(frozen=True, slots=True)
+class Timerfd:
+    """What travels."""
+
+    clock: int  # CLOCK_*
+    nonblocking: bool
+    settime_flags: int  # TFD_TIMER_*, of the last timerfd_settime(2)
+    value_ns: int  # left until it goes off; of a date, the date; 0 = disarmed
+    interval_ns: int
+    ticks: int  # went off so often since the last read(2)
+
+
+KIND = Kind("timerfd", 1, Scope.DESCRIPTOR, Timerfd, exclusive=True)
+
+_TFD_TIMER_ABSTIME: Final = 1
+_TFD_TIMER_CANCEL_ON_SET: Final = 2
+_SETTIME_FLAGS: Final = _TFD_TIMER_ABSTIME | _TFD_TIMER_CANCEL_ON_SET
+_TFD_IOC_SET_TICKS: Final = 0x40085400  # _IOW('T', 0, __u64), linux/timerfd.h
+_CLOCK_REALTIME_ALARM: Final = 8
+_DATED_CLOCKS: Final = frozenset({time.CLOCK_REALTIME, _CLOCK_REALTIME_ALARM})
+_ITIMERSPEC: Final = struct.Struct("<qqqq")  # it_interval, it_value
+_SECOND_NS: Final = 1_000_000_000
+_TIME_MAX_NS: Final = 2**63 - 1
+
+
+def claims(view: FdView) -> bool:
+    """Whether the link names a timerfd."""
+    return view.link == "anon_inode:[timerfd]"
+
+
+def refuse(view: FdView) -> str | None:
+    """It can go if the kernel tells its state (CONFIG_PROC_FS does)."""
+    if view.info.field("clockid") is None:
+        return "is a timerfd whose state this kernel does not show. Close it."
+    return None
+
+
+def dump(process: Source, view: FdView) -> Timerfd:
+    """Read the time left and the ticks; neither changes by that."""
+    if reason := refuse(view):
+        raise CannotCarry.at(KIND, view, reason)
+    found = procfs.timerfd_info(view.info)
+    if found.ticks and found.interval_ns:
+        found = _caught_up(process, view)
+    value_ns = found.value_ns
+    if _is_date(found.clock, found.settime_flags) and value_ns:
+        value_ns += time.clock_gettime_ns(time.CLOCK_REALTIME)
+    return Timerfd(
+        clock=found.clock,
+        nonblocking=bool(view.info.flags & os.O_NONBLOCK),
+        settime_flags=found.settime_flags & _SETTIME_FLAGS,
+        value_ns=value_ns,
+        interval_ns=found.interval_ns,
+        ticks=found.ticks,
+    )
+
+
+def restore(record: Timerfd, target: Target) -> RemoteFd:
+    """Recreate it in ``target``, running."""
+    flags = os.O_CLOEXEC | (os.O_NONBLOCK if record.nonblocking else 0)
+    try:
+        number = target.remote.syscall("timerfd_create", record.clock, flags)
+    except RemoteError as error:
+        raise CannotCarry(
+            KIND.name,
+            f"A timerfd of clock {record.clock} cannot be made: {error.strerror} "
+            "(an alarm clock needs CAP_WAKE_ALARM).",
+            pid=target.pid,
+        ) from error
+    fd = RemoteFd(number)
+    _set(record, target, fd)
+    return fd
+
+
+def update(old: Timerfd, new: Timerfd, target: Target, fd: RemoteFd) -> bool:
+    """Set the same timer anew."""
+    if old.clock != new.clock:
+        return False
+    if old.nonblocking != new.nonblocking:
+        flags = os.O_NONBLOCK if new.nonblocking else 0
+        target.remote.syscall("fcntl", fd, fcntl.F_SETFL, flags)
+    _set(new, target, fd)
+    return True
+
+
+def _caught_up(process: Source, view: FdView) -> TimerfdInfo:
+    """The state of a periodic timer that went off and was not read.
+
+    The kernel starts its next period only when it is asked: until then fdinfo shows
+    no time left (fs/timerfd.c). timerfd_gettime(2) asks, and takes no tick away.
+    """
+    remote = process.remote
+    remote.syscall("timerfd_gettime", view.number, remote.space(_ITIMERSPEC.size))
+    remote.reset()
+    return procfs.timerfd_info(procfs.fd(process.pid, view.number).info)
+
+
+def _set(record: Timerfd, target: Target, fd: RemoteFd) -> None:
+    for name in ("value_ns", "interval_ns"):
+        if not 0 <= getattr(record, name) <= _TIME_MAX_NS:
+            raise CannotCarry(KIND.name, f"The peer sent a timerfd of bad {name}.")
+    flags = record.settime_flags & _SETTIME_FLAGS
+    if not _is_date(record.clock, flags):
+        flags &= ~_SETTIME_FLAGS
+    setting = _ITIMERSPEC.pack(
+        *divmod(record.interval_ns, _SECOND_NS), *divmod(record.value_ns, _SECOND_NS)
+    )
+    batch = target.remote.batch()
+    # It forgets the ticks, so those come after.
+    batch.add("timerfd_settime", fd, flags, setting, 0)
+    if record.ticks:
+        ticks = record.ticks.to_bytes(8, "little")
+        batch.add("ioctl", fd, _TFD_IOC_SET_TICKS, ticks)
+    batch.run()
+
+
+def _is_date(clock: int, settime_flags: int) -> bool:
+    return clock in _DATED_CLOCKS and bool(settime_flags & _TFD_TIMER_ABSTIME)

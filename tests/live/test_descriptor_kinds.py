@@ -1,0 +1,89 @@
+"""What one process has open, another gets just so, kind by kind.
+
+Goal: dump() and restore() of each kind, and of the table, without the rest of a move.
+Method: a scenario arranges; a second run of it, bare, is given what dump() says of the
+first, and then checks itself. The kernel is asked, not our records.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from migrate import descriptors
+from migrate.descriptors import Descriptors
+from migrate.kernel import procfs
+from migrate.kernel.pidfds import PidFd
+from migrate.kernel.tracee import Tracee
+from migrate.kinds.kind import Source, Target
+from precopy.ids import Pid
+from tests.live.scenarios.harness import Scenario, tell_moved
+
+SCENARIOS = (
+    "regular_file",
+    "directory",
+    "device",
+    "pipe",
+    "eventfd",
+    "timerfd",
+    "signalfd",
+    "epoll",
+)
+
+
+@contextmanager
+def looked_at(pid: int) -> Iterator[Source]:
+    """The process, stopped, for as long as the block lasts."""
+    with ExitStack() as stack:
+        tracee = stack.enter_context(Tracee.seize(Pid(pid)))
+        remote = stack.enter_context(tracee.remote())
+        pidfd = stack.enter_context(PidFd.open(Pid(pid)))
+        yield Source(Pid(pid), tracee, remote, pidfd, procfs.fds(Pid(pid)))
+
+
+@contextmanager
+def being_built(pid: int) -> Iterator[Target]:
+    """The process, stopped, as a skeleton."""
+    with looked_at(pid) as s:
+        yield Target(s.pid, s.tracee, s.remote, s.tracee.memory, s.pidfd)
+
+
+def dump(pid: int) -> Descriptors:
+    """The table of a running process."""
+    with looked_at(pid) as source:
+        return descriptors.dump(source)
+
+
+@contextmanager
+def pair(name: str, folder: Path) -> Iterator[tuple[Scenario, Scenario]]:
+    """A scenario that has arranged everything, and a bare one; both wait."""
+    with ExitStack() as stack:
+        (folder / "bare").mkdir()
+        full = stack.enter_context(Scenario(name, folder))
+        bare = stack.enter_context(Scenario(name, folder / "bare", "bare"))
+        yield full, bare
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_what_was_arranged_is_there(name: str, tmp_path: Path) -> None:
+    """A process that is given the table finds everything as the other left it."""
+    with pair(name, tmp_path) as (full, bare):
+        full.ready()
+        there = bare.ready()
+        table = dump(full.process.pid)
+        with being_built(bare.process.pid) as target:
+            descriptors.restore(table, target)
+        tell_moved(bare.process.pid, there)
+        assert bare.verdict() == []
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_looking_changes_nothing(name: str, tmp_path: Path) -> None:
+    """The process that was looked at twice still finds everything itself."""
+    with Scenario(name, tmp_path) as full:
+        ready = full.ready()
+        dump(full.process.pid)
+        dump(full.process.pid)
+        tell_moved(full.process.pid, ready)
+        assert full.verdict() == []
