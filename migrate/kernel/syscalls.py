@@ -82,6 +82,7 @@ NUMBERS: Final[Mapping[str, int]] = MappingProxyType(
         "ioprio_set": 251,
         "ioprio_get": 252,
         "openat": 257,
+        "unshare": 272,
         "set_robust_list": 273,
         "get_robust_list": 274,
         "tee": 276,
