@@ -121,8 +121,8 @@ class Remote:
     def __init__(self, pid: Pid, tid: Tid, bench: Workbench) -> None:
         self.pid = pid
         self.tid = tid
-        self.memory = TaskMemory(pid)
         self._shared = _Shared(bench, _done_signal(pid))
+        self.memory = TaskMemory(pid)
 
     @property
     def bench(self) -> Workbench:
@@ -142,15 +142,19 @@ class Remote:
             TaskVanished: the tracee ended.
         """
         fixed = _MAP_FIXED_NOREPLACE if self.bench.address else 0
-        address = self._step(
-            "mmap",
-            self.bench.address,
-            WORKBENCH_BYTES,
-            _PROT_READ_WRITE_EXEC,
-            _MAP_PRIVATE_ANONYMOUS | fixed,
-            _WORD,
-            0,
-        )
+        try:
+            address = self._step(
+                "mmap",
+                self.bench.address,
+                WORKBENCH_BYTES,
+                _PROT_READ_WRITE_EXEC,
+                _MAP_PRIVATE_ANONYMOUS | fixed,
+                _WORD,
+                0,
+            )
+        except BaseException:
+            self.memory.close()
+            raise
         self._shared.bench = Workbench.at(address)
         code = ffi.new("char[]", lib.inject_code_size())
         lib.inject_code(code)
