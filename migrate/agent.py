@@ -29,6 +29,8 @@ from migrate.options import Peer
 from precopy.ids import Pid
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
     from structlog.typing import FilteringBoundLogger
 
 # Family, and what bind(2) takes: host and port, for IPv6 also flow and scope.
@@ -44,7 +46,11 @@ class CannotListen(Exception):
 
 
 class Agent:
-    """Listens until SIGTERM or SIGINT."""
+    """Listens until SIGTERM or SIGINT.
+
+    ``worker`` is a command that takes ``--socket-fd N --report-fd N`` and does what
+    ``work`` does.
+    """
 
     def __init__(
         self,
@@ -53,11 +59,13 @@ class Agent:
         trust_network: bool,
         workers_max: int,
         log: FilteringBoundLogger,
+        worker: Sequence[str] = (sys.executable, "-m", "migrate", "arrive"),
     ) -> None:
         self._listen = listen
         self._trust_network = trust_network
         self._workers_max = workers_max
         self._log = log
+        self._worker = tuple(worker)
         self._workers_begun = 0
         self._workers: set[trio.Process] = set()
         self._stopping = False
@@ -70,17 +78,27 @@ class Agent:
         """
         listeners = await self._listeners()
         await self._settle_the_past()
+        told = trio.Event()
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async with trio.open_nursery() as arrivals:
-                async with trio.open_nursery() as listening:
-                    listening.start_soon(self._accept, listeners, arrivals)
-                    _say_where(listeners[0])
-                    told = await anext(signals)
-                    self._log.info("stopping", signal=signal.Signals(told).name)
-                    listening.cancel_scope.cancel()
-                self._stopping = True
-                arrivals.start_soon(self._end_workers)
+            async with trio.open_nursery() as whole:
+                whole.start_soon(self._obey, signals, told)
+                async with trio.open_nursery() as arrivals:
+                    async with trio.open_nursery() as listening:
+                        listening.start_soon(self._accept, listeners, arrivals)
+                        _say_where(listeners[0])
+                        await told.wait()
+                        listening.cancel_scope.cancel()
+                    self._stopping = True
+                    arrivals.start_soon(self._end_workers)
+                whole.cancel_scope.cancel()
         self._log.info("stopped")
+
+    async def _obey(self, signals: AsyncIterator[int], told: trio.Event) -> None:
+        # To the end: a signal that nobody took would be raised again by trio.
+        async for number in signals:
+            if not told.is_set():
+                self._log.info("stopping", signal=signal.Signals(number).name)
+            told.set()
 
     async def _listeners(self) -> list[trio.SocketListener]:
         addresses = await _addresses(self._listen)
@@ -134,7 +152,7 @@ class Agent:
         reports, report_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             try:
-                worker = await _start_worker(stream.socket.fileno(), report_end)
+                worker = await self._start_worker(stream.socket.fileno(), report_end)
             finally:
                 os.close(report_end)
                 await stream.aclose()
@@ -154,6 +172,19 @@ class Agent:
             lambda: arrival_leaf.finish(Pid(worker.pid), committed=committed)
         )
         log.info("worker ended", code=code, committed=committed, left=left)
+
+    async def _start_worker(self, connection: int, report: int) -> trio.Process:
+        return await trio.lowlevel.open_process(
+            [
+                *self._worker,
+                *("--socket-fd", str(connection), "--report-fd", str(report)),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=(connection, report),
+            # Ctrl-C at the agent's terminal is for the agent.
+            start_new_session=True,
+        )
 
     async def _end_workers(self) -> None:
         """Ask each worker to undo its arrival; kill the one that takes too long."""
@@ -204,20 +235,6 @@ def _end_of_input(connection: socket.socket) -> None:
         connection.shutdown(socket.SHUT_RD)
     except OSError:
         pass  # it has been closed, or the peer was quicker
-
-
-async def _start_worker(connection: int, report: int) -> trio.Process:
-    return await trio.lowlevel.open_process(
-        [
-            *(sys.executable, "-m", "migrate", "arrive"),
-            *("--socket-fd", str(connection), "--report-fd", str(report)),
-        ],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        pass_fds=(connection, report),
-        # Ctrl-C at the agent's terminal is for the agent.
-        start_new_session=True,
-    )
 
 
 def _read_report(reports: int) -> bool:

@@ -1,0 +1,83 @@
+"""An agent with workers for tests: they make a leaf, and end as they are told to.
+
+``python -m tests.live.agent_worker agent`` is the agent, with a worker of this module
+for each connection. A worker reads one line from it and does that. ``holds FATE``: put
+a child into a frozen leaf and tell its pid; at the next line die (``dies``), but say
+before that it commits (``commits``), and thaw as well (``thaws``). ``waits``: go on
+until SIGTERM.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import trio
+
+from migrate import agent, arrival_leaf, logs
+from migrate.kernel import cgroups
+from migrate.options import Peer
+from precopy.ids import Pid
+
+WORKERS_MAX = 2
+HERE = (sys.executable, "-m", "tests.live.agent_worker")
+
+
+def serve() -> None:
+    """Be the agent."""
+    ours = agent.Agent(
+        Peer("127.0.0.1", 0),
+        trust_network=False,
+        workers_max=WORKERS_MAX,
+        log=logs.start(verbose=True),
+        worker=(*HERE, "worker"),
+    )
+    trio.run(ours.serve)
+
+
+def work() -> None:
+    """Do what the peer says."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("role")
+    parser.add_argument("--socket-fd", type=int, required=True)
+    parser.add_argument("--report-fd", type=int, required=True)
+    given = parser.parse_args()
+    os.set_inheritable(given.report_fd, False)
+    connection = socket.socket(fileno=given.socket_fd)
+    connection.setblocking(True)
+    connection.set_inheritable(False)
+    what, *fate = connection.makefile("r").readline().split()
+    if what == "waits":
+        connection.send(b"waiting\n")
+        signal.pause()
+    hold(connection, given.report_fd, fate[0])
+
+
+def hold(connection: socket.socket, report_fd: int, fate: str) -> None:
+    """Freeze a child in a leaf, tell its pid, and end."""
+    # Like a process that arrives, it holds nothing of ours.
+    child = subprocess.Popen(
+        ["sleep", "600"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    parent = cgroups.current(Pid(os.getpid()))
+    leaf = cgroups.Leaf.create(parent, arrival_leaf.transaction("00ff"))
+    leaf.adopt(Pid(child.pid))
+    leaf.freeze()
+    assert leaf.wait_frozen(10)
+    if fate in {"commits", "thaws"}:
+        os.write(report_fd, agent.COMMITTED)
+    if fate == "thaws":
+        leaf.thaw()
+    connection.send(f"{child.pid}\n".encode())
+    connection.makefile("r").readline()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    serve() if sys.argv[1] == "agent" else work()
