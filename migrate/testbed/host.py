@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -248,8 +249,8 @@ class Agent:
         return self._log.text
 
     def stop(self) -> int:
-        """Kill it; what it ended with."""
-        self.process.kill()
+        """Tell it to stop, and wait; what it ended with."""
+        self.process.send_signal(signal.SIGTERM)
         return self.process.wait()
 
 

@@ -1,0 +1,1 @@
+"""A live workload, and the demonstration that moves it."""
