@@ -31,7 +31,15 @@ class PendingSignals:
     infos: tuple[bytes, ...]
 
 
-KIND = Kind("pending_signals", 1, Scope.PROCESS, PendingSignals, late=True)
+KIND = Kind(
+    "pending_signals",
+    1,
+    Scope.PROCESS,
+    PendingSignals,
+    # An action that is set to SIG_IGN drops what is pending (POSIX, 2.4.3).
+    after=("signal_actions",),
+    late=True,
+)
 
 
 def refuse(pid: Pid) -> list[str]:
