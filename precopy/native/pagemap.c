@@ -106,11 +106,9 @@ static int64_t scan_chunk(struct page_scan *scan, uint64_t end) {
             return -errno;
         for (int i = 0; i < count; i++)
             note(scan, &regions[i]);
-        if (count == 0 || arguments.walk_end <= scan->address ||
-            arguments.walk_end > end)
-            scan->address = end;
-        else
-            scan->address = arguments.walk_end;
+        // Not walk_end: when the last stretch of a walk that the kernel made in several
+        // came to its end, walk_end still says where that stretch began (seen on 6.18).
+        scan->address = count < REGIONS_MAX ? end : regions[count - 1].end;
     }
     return 0;
 }
@@ -118,6 +116,16 @@ static int64_t scan_chunk(struct page_scan *scan, uint64_t end) {
 static uint64_t entries_until(const struct page_scan *scan, uint64_t max) {
     uint64_t pages = (scan->ranges[scan->index + 1] - scan->address) / PAGE_BYTES;
     return pages < max ? pages : max;
+}
+
+// 0, or -ESRCH when nobody uses this memory any more: then a scan finds nothing, while
+// read(2) says so.
+static int64_t check_alive(const struct page_scan *scan) {
+    uint64_t entry;
+    ssize_t got = pread(scan->pagemap, &entry, sizeof entry, 0);
+    if (got < 0)
+        return -errno;
+    return got == 0 ? -ESRCH : 0;
 }
 
 int64_t page_scan_run(struct page_scan *scan) {
@@ -130,7 +138,7 @@ int64_t page_scan_run(struct page_scan *scan) {
                 return result;
         }
     }
-    return 0;
+    return check_alive(scan);
 }
 
 int64_t page_scan_knows_guards(int32_t pagemap) {
