@@ -20,7 +20,7 @@ from migrate.errors import (
     RolledBack,
     printable,
 )
-from migrate.options import MoveOptions, Peer, parse_peer
+from migrate.options import MoveOptions, Peer, parse_peer, parse_rate, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -259,6 +259,8 @@ class Move:
 
 
 def _our_bug(error: Exception, where: str, *, verbose: bool) -> int:
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
     if verbose:
         from migrate import logs
 
@@ -298,6 +300,31 @@ def _echo_json(outcome: Outcome, kind: str, message: str) -> None:
     from migrate.report import Report
 
     click.echo(Report(outcome=outcome, reasons=(Reason(kind, message),)).json())
+
+
+@commands.command()
+@click.option(
+    "--size",
+    metavar="SIZE",
+    default="512M",
+    show_default=True,
+    callback=parsed(parse_size),
+    help="Memory of the program that moves.",
+)
+@click.option(
+    "--rate",
+    metavar="RATE",
+    default="50M",
+    show_default=True,
+    callback=parsed(parse_rate),
+    help="How fast it writes to it.",
+)
+@click.option("--json", is_flag=True, help="The report of the move on stdout.")
+def demo(size: int, rate: int, json: bool) -> int:
+    """Move a live program between two throw-away hosts on this machine."""
+    from migrate.demo import command
+
+    return command.show(size, rate, as_json=json)
 
 
 @commands.command()

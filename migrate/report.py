@@ -35,9 +35,13 @@ class DowntimeParts:
     restore: float = 0.0
     handover: float = 0.0
 
+    def by_name(self) -> dict[str, float]:
+        """Seconds by part, in the order in which they pass."""
+        return asdict(self)
+
     def largest(self) -> tuple[str, float]:
         """Name and seconds of the longest part."""
-        return max(asdict(self).items(), key=lambda part: part[1])
+        return max(self.by_name().items(), key=lambda part: part[1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +89,7 @@ class Report:
                 for process in self.processes
             ],
             "downtime_s": self.downtime_s,
-            "downtime_parts_s": asdict(self.downtime_parts_s),
+            "downtime_parts_s": self.downtime_parts_s.by_name(),
             "total_s": self.total_s,
             "rounds": [_plain_round(record) for record in self.rounds],
             "bytes_raw": self.bytes_raw,
