@@ -6,19 +6,13 @@ the dropped ranges and the batches. At the end every page of the stopped program
 the shadow's. To replay one: pytest 'tests/live/test_tracker.py' -k 'SEED and …'.
 """
 
-import ctypes
-import os
 import random
-import shutil
-import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 import pytest
 
-from migrate.kernel.maps import parse_maps
 from precopy.address_space import AddressSpace, AddressSpaceChange, Vma
 from precopy.ids import PAGE_BYTES, Pid
 from precopy.page_set import PageSet
@@ -28,9 +22,8 @@ from precopy.task_memory import TaskMemory
 from precopy.tracker import DirtyTracker
 from precopy.tracker.everything import EverythingTracker
 from precopy.tracker.uffd_wp import UffdWpTracker
+from tests.live.targets import Target, compiled
 
-TARGETS: Final = Path(__file__).parent / "targets"
-SYS_PIDFD_GETFD: Final = 438  # the same on every architecture
 ZERO_PAGE: Final = bytes(PAGE_BYTES)
 
 SEEDS: Final = 300
@@ -42,76 +35,6 @@ OPERATIONS: Final = 40
 @pytest.fixture(scope="module")
 def churn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compiled("churn", tmp_path_factory.mktemp("targets"))
-
-
-def compiled(name: str, folder: Path) -> Path:
-    compiler = shutil.which("cc") or pytest.skip("there is no C compiler")
-    program = folder / name
-    source = TARGETS / f"{name}.c"
-    subprocess.run(
-        [compiler, "-std=gnu11", "-O1", "-Wall", "-Wextra", "-o", program, source],
-        check=True,
-    )
-    return program
-
-
-class Target:
-    """A program of targets/ that opened a userfaultfd and waits to be told."""
-
-    def __init__(self, *arguments: str | Path) -> None:
-        self._child = subprocess.Popen(
-            [str(argument) for argument in arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-        )
-        self.pid = Pid(self._child.pid)
-        assert self._child.stdout is not None
-        self._said = self._child.stdout
-        # The pipe is not buffered: this reads the line and no more.
-        self.uffd_number = int(self._said.readline())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._child.kill()
-        self._child.wait()
-        self._said.close()
-        if self._child.stdin is not None:
-            self._child.stdin.close()
-
-    def uffd(self) -> int:
-        """Take its userfaultfd; it closes its own when it is told to go on."""
-        libc = ctypes.CDLL(None, use_errno=True)
-        pidfd = os.pidfd_open(self.pid)
-        try:
-            fd = int(libc.syscall(SYS_PIDFD_GETFD, pidfd, self.uffd_number, 0))
-            assert fd >= 0, os.strerror(ctypes.get_errno())
-            return fd
-        finally:
-            os.close(pidfd)
-
-    def tell(self) -> None:
-        assert self._child.stdin is not None
-        self._child.stdin.write(b"x")
-
-    def wait(self) -> None:
-        answer = self._said.read(1)
-        assert answer == b"a", f"it ended: {self._child.wait()}"
-
-    def stop(self) -> None:
-        """Stop it wherever it is."""
-        os.kill(self.pid, signal.SIGSTOP)
-        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
-
-    def space(self) -> AddressSpace:
-        """Its mappings. What is read while it runs may overlap: then once more."""
-        while True:
-            try:
-                return parse_maps(Path(f"/proc/{self.pid}/maps").read_bytes())
-            except ValueError:
-                continue
 
 
 class Shadow:
