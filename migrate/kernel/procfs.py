@@ -197,10 +197,15 @@ def namespaces(pid: Pid, tid: Tid | None = None) -> dict[str, str]:
     """The namespaces of ``pid`` (or of its thread) by the name of their link."""
     with _vanishing(pid):
         directory = f"/proc/{pid}/task/{tid}/ns" if tid else f"/proc/{pid}/ns"
-        return {
-            name: os.readlink(f"{directory}/{name}")
-            for name in sorted(os.listdir(directory))
-        }
+        found = {}
+        for name in sorted(os.listdir(directory)):
+            try:
+                found[name] = os.readlink(f"{directory}/{name}")
+            except FileNotFoundError:
+                # pid_for_children leads nowhere before the first child is born.
+                continue
+        os.readlink(f"{directory}/user")
+    return found
 
 
 def threads(pid: Pid) -> tuple[Tid, ...]:

@@ -6,7 +6,7 @@ mappings of such files.
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from migrate.errors import Reason, printable
@@ -57,26 +57,7 @@ _DELETED: Final = " (deleted)"
 
 def reasons(subject: Subject) -> Iterator[Reason]:
     """What is in the way in the memory of the process."""
-    obstacles: dict[tuple[str, str, str], list[Vma]] = {}
-    checked: dict[tuple[str, int, str], tuple[str, str, str] | None] = {}
-    for vma in subject.space.vmas:
-        if vma.is_kernel:
-            continue
-        obstacle = _obvious(vma)
-        if obstacle is None and vma.name.startswith("/"):
-            key = (vma.device, vma.inode, vma.name)
-            if key not in checked:
-                checked[key] = _file(subject.pid, vma)
-            obstacle = checked[key]
-        if obstacle is not None:
-            obstacles.setdefault(obstacle, []).append(vma)
-    for (kind, what, way_out), vmas in obstacles.items():
-        yield Reason(
-            kind,
-            f"pid {subject.pid} has {what} mapped at {_places(vmas)}, which cannot be "
-            f"carried. {way_out} (see docs/kinds.md).",
-            subject.pid,
-        )
+    yield from of_mappings(subject.pid, subject.space.vmas)
     yield from _guards(subject)
     yield from _kernel_block(subject)
     if subject.protection_keys:
@@ -85,6 +66,30 @@ def reasons(subject: Subject) -> Iterator[Reason]:
             f"pid {subject.pid} has memory under protection keys (pkeys(7)), which "
             "cannot be carried (see docs/kinds.md).",
             subject.pid,
+        )
+
+
+def of_mappings(pid: Pid, vmas: Iterable[Vma]) -> Iterator[Reason]:
+    """Which of these mappings of ``pid`` (with their flags) cannot be made again."""
+    obstacles: dict[tuple[str, str, str], list[Vma]] = {}
+    checked: dict[tuple[str, int, str], tuple[str, str, str] | None] = {}
+    for vma in vmas:
+        if vma.is_kernel:
+            continue
+        obstacle = _obvious(vma)
+        if obstacle is None and vma.name.startswith("/"):
+            key = (vma.device, vma.inode, vma.name)
+            if key not in checked:
+                checked[key] = _file(pid, vma)
+            obstacle = checked[key]
+        if obstacle is not None:
+            obstacles.setdefault(obstacle, []).append(vma)
+    for (kind, what, way_out), those in obstacles.items():
+        yield Reason(
+            kind,
+            f"pid {pid} has {what} mapped at {_places(those)}, which cannot be "
+            f"carried. {way_out} (see docs/kinds.md).",
+            pid,
         )
 
 

@@ -177,14 +177,23 @@ def _shared(subject: Subject) -> Iterator[Reason]:
                 pid,
             )
     # Of this kind two tasks have none at all more often than they have the same one.
-    # We never asked for SEM_UNDO (semop(2)): who differs from us has something.
-    if not _same(pid, Pid(os.getpid()), _KCMP_SYSVSEM, unknown=True):
+    # We never asked for SEM_UNDO (semop(2)): who differs from us may have something.
+    # The first thread of a program makes it an empty list (CLONE_SYSVSEM, clone(2)),
+    # which only matters where there is a semaphore at all (sysvipc(5)).
+    if _semaphores_exist() and not _same(
+        pid, Pid(os.getpid()), _KCMP_SYSVSEM, unknown=True
+    ):
         yield Reason(
             "semaphore",
-            f"pid {pid} holds a System V semaphore that is to be undone when it ends "
-            "(SEM_UNDO), which cannot be carried (see docs/kinds.md).",
+            f"pid {pid} may hold a System V semaphore that is to be undone when it "
+            "ends (SEM_UNDO), which cannot be carried (see docs/kinds.md).",
             pid,
         )
+
+
+def _semaphores_exist() -> bool:
+    with open("/proc/sysvipc/sem", "rb") as sets:
+        return len(sets.readlines()) > 1  # the first line is the heading
 
 
 def _same(pid: Pid, other: Pid, resource: int, *, unknown: bool = False) -> bool:

@@ -20,6 +20,10 @@ for line in sys.stdin:
 """
 
 
+class NotArranged(Exception):
+    """The program did not get as far as being ready."""
+
+
 class Victim:
     """The program, running."""
 
@@ -52,6 +56,9 @@ def running(
     """A program that has run ``arrange``; it is dead afterwards.
 
     ``command`` stands before it (``setpriv …``); ``options`` go to Popen.
+
+    Raises:
+        NotArranged: it failed; its stderr says at what.
     """
     child = subprocess.Popen(
         [*command, sys.executable, "-c", _PROGRAM, arrange],
@@ -63,8 +70,8 @@ def running(
     )
     try:
         assert child.stdout is not None
-        line = child.stdout.readline()
-        assert line == "ready\n", line
+        if (line := child.stdout.readline()) != "ready\n":
+            raise NotArranged(line)
         yield Victim(child)
     finally:
         child.kill()

@@ -1,0 +1,531 @@
+"""What cannot go is refused in a sentence, all of it at once, and is left as it was."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from migrate import preflight
+from migrate.errors import Reason
+from migrate.kernel import procfs
+from precopy.errors import TaskVanished
+from precopy.ids import Pid
+from tests.live.victim import NotArranged, Victim, running
+
+_C = """
+import ctypes, mmap, struct
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = libc.shmat.restype = ctypes.c_void_p
+libc.syscall.restype = ctypes.c_long
+libc.mmap.argtypes = [ctypes.c_void_p, *[ctypes.c_long] * 5]
+def call(number, *words):
+    words = [ctypes.c_long(w) if isinstance(w, int) else w for w in words]
+    result = libc.syscall(ctypes.c_long(number), *words)
+    assert result >= 0, (number, ctypes.get_errno())
+    return result
+def address(size=4096, prot=3, flags=0x22, fd=-1):
+    result = libc.mmap(None, size, prot, flags, fd, 0)
+    assert result != 2**64 - 1, ctypes.get_errno()
+    return result
+"""
+
+# What stays behind when a test kills its victim is its child's own business.
+_CHILD = _C + "os.fork() or (libc.prctl(1, 9), print(end=''), signal.pause())\n"
+
+
+@contextmanager
+def alone(arrange: str = "", command: Sequence[str] = ()) -> Iterator[Victim]:
+    """A victim of a session of its own, whose descriptors are pipes to us."""
+    with running(
+        arrange, command, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as victim:
+        yield victim
+
+
+def refusals(pid: int) -> list[Reason]:
+    """What preflight says, with a look whether it is written as it must be."""
+    reasons = preflight.reasons(Pid(pid))
+    for reason in reasons:
+        assert reason.pid == pid and reason.message.endswith("."), reason
+        assert reason.message.isprintable(), reason
+    assert len(set(reasons)) == len(reasons)
+    return reasons
+
+
+def sentence(pid: int, kind: str) -> str:
+    """What is said about ``kind``, of which there is one refusal."""
+    found = refusals(pid)
+    (message,) = [reason.message for reason in found if reason.kind == kind] or [
+        f"nothing, but {[reason.kind for reason in found]}"
+    ]
+    return message
+
+
+def condition(pid: Pid) -> tuple[object, ...]:
+    """All that a look must leave as it is."""
+    status = procfs.status(pid)
+    return (
+        status.tracer,
+        status.signals,
+        status.threads,
+        procfs.read_maps(pid),
+        procfs.fds(pid),
+        procfs.cgroups(pid),
+        procfs.children(pid),
+        procfs.namespaces(pid),
+    )
+
+
+def test_an_ordinary_process_can_go() -> None:
+    with alone("threading.Thread(target=signal.pause, daemon=True).start()") as victim:
+        before = condition(victim.pid)
+        assert refusals(victim.pid) == []
+        assert condition(victim.pid) == before
+        assert victim.answers()
+
+
+def test_nobody_is_not_moved() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    child.wait()
+    assert sentence(child.pid, "process") == (
+        f"There is no process with pid {child.pid}. Look it up again."
+    )
+
+
+def test_a_thread_is_not_a_process() -> None:
+    with alone("threading.Thread(target=signal.pause, daemon=True).start()") as victim:
+        thread = procfs.threads(victim.pid)[1]
+        assert sentence(thread, "process").startswith(
+            f"{thread} is a thread of process {victim.pid} (python"
+        )
+
+
+def test_init_and_ourselves_stay_here() -> None:
+    assert sentence(1, "process").startswith("pid 1 is the init of this host (")
+    assert sentence(os.getpid(), "process") == (
+        f"pid {os.getpid()} is migrate itself, which does the moving and stays here."
+    )
+    with alone() as victim:
+        (reason,) = preflight.reasons(victim.pid, own_pids={victim.pid})
+        assert "is migrate itself" in reason.message
+
+
+def test_a_kernel_thread_is_part_of_the_kernel() -> None:
+    thread = Pid(2)  # kthreadd, the first of them
+    try:
+        name = procfs.stat(thread).name
+    except TaskVanished:
+        name = ""
+    if name != "kthreadd":
+        pytest.skip("this pid namespace has no kernel threads")
+    assert sentence(thread, "process").endswith(
+        "is a kernel thread: it is part of this kernel."
+    )
+
+
+def test_a_zombie_has_ended_already() -> None:
+    with alone() as victim:
+        victim.child.kill()
+        os.waitid(os.P_PID, victim.pid, os.WEXITED | os.WNOWAIT)
+        assert sentence(victim.pid, "process").endswith(
+            f"has ended already: it is a zombie until its parent, pid {os.getpid()}, "
+            "waits for it."
+        )
+
+
+def test_a_traced_process_names_its_tracer() -> None:
+    with alone() as victim:
+        before = condition(victim.pid)
+        seize = f"assert libc.ptrace(0x4206, {victim.pid}, 0, 0) == 0"
+        with alone(_C + seize) as tracer:
+            message = sentence(victim.pid, "tracer")
+            assert f"is traced by pid {tracer.pid} (python" in message
+            message = sentence(tracer.pid, "tracer")
+            assert f"pid {tracer.pid} traces pid {victim.pid} (python" in message
+        assert condition(victim.pid) == before
+        assert victim.answers()
+
+
+def test_each_child_is_named() -> None:
+    with alone(_CHILD + _CHILD) as victim:
+        children = procfs.children(victim.pid)
+        messages = [r.message for r in refusals(victim.pid) if r.kind == "child"]
+        assert len(messages) == 2
+        for child, message in zip(children, messages, strict=True):
+            assert f"pid {victim.pid} has a child, pid {child} (python" in message
+        # What they inherited they share; that is said as well, and to the end.
+        assert {r.fd for r in refusals(victim.pid)} == {None, 0, 1}
+
+
+def test_a_child_that_was_not_waited_for_is_named() -> None:
+    arrange = "child = os.fork() or os._exit(0)\nos.waitid(os.P_PID, child, 0x01000004)"
+    with alone(arrange) as victim:
+        (child,) = procfs.children(victim.pid)
+        assert f"has a child that has ended, pid {child} (python" in sentence(
+            victim.pid, "child"
+        )
+
+
+def test_a_stopped_process_is_to_be_continued_first() -> None:
+    with alone() as victim:
+        victim.child.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, victim.pid, os.WSTOPPED | os.WNOWAIT)
+        assert f"kill -CONT {victim.pid}" in sentence(victim.pid, "stopped")
+        assert procfs.status(victim.pid).state == "T"
+
+
+def test_a_32_bit_program_is_refused(tmp_path: Path) -> None:
+    # An ELF header, one segment, and: mov eax, pause; int 0x80; jmp to the start.
+    code = bytes.fromhex("b81d000000cd80ebf7")
+    base, headers = 0x08048000, 52 + 32
+    size = headers + len(code)
+    words = [2, 3, 1, base + headers, 52, 0, 0, 52, 32, 1, 0, 0, 0]
+    sizes = [2, 2, 4, 4, 4, 4, 4, 2, 2, 2, 2, 2, 2]
+    header = b"\x7fELF\x01\x01\x01" + bytes(9)
+    header += b"".join(
+        w.to_bytes(n, "little") for w, n in zip(words, sizes, strict=True)
+    )
+    segment = [1, 0, base, base, size, size, 5, 4096]
+    program = tmp_path / "narrow"
+    program.write_bytes(header + b"".join(w.to_bytes(4, "little") for w in segment))
+    with program.open("ab") as file:
+        file.write(code)
+    program.chmod(0o755)
+    try:
+        child = subprocess.Popen([program], start_new_session=True)
+    except OSError as error:
+        pytest.skip(f"this kernel runs no 32-bit programs: {error}")
+    try:
+        assert sentence(child.pid, "32-bit").endswith(
+            f"is a 32-bit program ({program}): only those for x86-64 can be moved."
+        )
+    finally:
+        child.kill()
+        child.wait()
+
+
+@pytest.mark.parametrize(
+    ("flag", "name"),
+    [
+        (0x04000000, "uts"),
+        (0x08000000, "ipc"),
+        (0x40000000, "network"),
+        (0x00020000, "mount"),
+        (0x02000000, "cgroup"),
+        (0x20000000, "pid (for its children)"),
+        (0x00000080, "time (for its children)"),
+    ],
+)
+def test_another_namespace_is_named(flag: int, name: str) -> None:
+    with alone(_C + f"call(272, {flag})") as victim:
+        assert sentence(victim.pid, "namespace").startswith(
+            f"pid {victim.pid} is in another {name} namespace than migrate."
+        )
+
+
+def test_a_user_namespace_is_named() -> None:
+    with alone(_C + "call(272, 0x10000000)") as victim:
+        assert "is in another user namespace" in sentence(victim.pid, "namespace")
+
+
+def test_a_thread_in_another_namespace_is_named() -> None:
+    arrange = _C + (
+        "ready = threading.Event()\n"
+        "def run():\n    call(272, 0x04000000)\n    ready.set()\n    signal.pause()\n"
+        "threading.Thread(target=run, daemon=True).start()\nready.wait()"
+    )
+    with alone(arrange) as victim:
+        thread = procfs.threads(victim.pid)[1]
+        assert sentence(victim.pid, "namespace").startswith(
+            f"Thread {thread} of pid {victim.pid} is in other namespaces"
+        )
+
+
+def test_a_sandbox_is_not_shed() -> None:
+    with alone(_C + "libc.prctl(38, 1, 0, 0, 0)") as victim:
+        assert "may be confined by Landlock" in sentence(victim.pid, "no_new_privs")
+    arrange = _C + (
+        "allow = ctypes.create_string_buffer(struct.pack('<HBBI', 6, 0, 0, 0x7fff0000))"
+        "\nfilter = struct.pack('<HxxxxxxQ', 1, ctypes.addressof(allow))\n"
+        "assert libc.prctl(22, 2, filter) == 0"
+    )
+    with alone(arrange) as victim:
+        assert "is confined by seccomp (a filter)" in sentence(victim.pid, "seccomp")
+
+
+def test_capabilities_without_root_are_refused() -> None:
+    arrange = _C + "libc.prctl(8, 1, 0, 0, 0)\nos.setresuid(65534, 65534, 65534)"
+    with alone(arrange) as victim:
+        assert (
+            f"pid {victim.pid} of user 65534 has capabilities that come with no user"
+            in sentence(victim.pid, "credentials")
+        )
+    with alone("os.setresuid(65534, 65534, 65534)") as victim:
+        assert refusals(victim.pid) == []
+
+
+def test_several_ids_are_refused() -> None:
+    with alone("os.setresgid(0, 65534, 65534)") as victim:
+        assert sentence(victim.pid, "credentials").startswith(
+            f"pid {victim.pid} has more than one group id (real 0, effective 65534,"
+        )
+
+
+def test_a_thread_with_other_rights_is_named() -> None:
+    arrange = _C + (
+        "ready = threading.Event()\n"
+        "def run():\n    libc.prctl(38, 1, 0, 0, 0)\n    ready.set()\n"
+        "    signal.pause()\n"
+        "threading.Thread(target=run, daemon=True).start()\nready.wait()"
+    )
+    with alone(arrange) as victim:
+        thread = procfs.threads(victim.pid)[1]
+        message = sentence(victim.pid, "thread")
+        assert message.startswith(f"Thread {thread} (python")
+        assert "has other rights than its process" in message
+
+
+def test_a_root_directory_of_its_own_is_refused(tmp_path: Path) -> None:
+    with alone(f"os.chroot({str(tmp_path)!r})") as victim:
+        assert str(tmp_path) in " ".join(r.message for r in refusals(victim.pid))
+
+
+def test_a_controlling_terminal_stays_here() -> None:
+    arrange = (
+        "import pty, fcntl, termios\nours, theirs = pty.openpty()\n"
+        "fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)\nname = os.ttyname(theirs)\n"
+        "os.close(theirs)\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    )
+    with alone(arrange) as victim:
+        reasons = [r for r in refusals(victim.pid) if r.kind == "terminal"]
+        (message,) = [r.message for r in reasons if r.fd is None]
+        assert f"pid {victim.pid} has a controlling terminal (/dev/pts/" in message
+
+
+_NOT_EVERYWHERE = frozenset(
+    {"aio", "guard_pages", "hugetlb", "io_uring", "memfd_secret", "protection_key"}
+    | {"sealed", "userfaultfd"}
+)
+
+
+def _replaced(name: str) -> str:
+    return (
+        _C + f"path = {name!r}\nopen(path, 'w').write('x' * 4096)\n"
+        "file = open(path, 'rb')\nkept = mmap.mmap(file.fileno(), 4096, prot=1)\n"
+        "file.close()\nos.unlink(path)\nopen(path, 'w').write('y' * 4096)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arrange", "kind", "what"),
+    [
+        ("address(flags=0x21)", "shared_memory", "has shared anonymous memory"),
+        (
+            "fd = os.memfd_create('x')\nos.ftruncate(fd, 4096)\n"
+            "address(flags=1, fd=fd)\nos.close(fd)",
+            "memfd",
+            "has a memfd",
+        ),
+        (
+            "shm = libc.shmget(0, 4096, 0o1600)\nlibc.shmat(shm, None, 0)\n"
+            "libc.shmctl(shm, 0, None)",
+            "sysv_shm",
+            "has System V shared memory",
+        ),
+        (
+            "fd = call(447, 0)\nos.ftruncate(fd, 4096)\naddress(flags=1, fd=fd)\n"
+            "os.close(fd)",
+            "memfd_secret",
+            "has secret memory",
+        ),
+        (
+            "ring = ctypes.c_ulong(0)\ncall(206, 8, ctypes.byref(ring))",
+            "aio",
+            "has the ring of an AIO context",
+        ),
+        (
+            "ring = ctypes.create_string_buffer(120)\nfd = call(425, 8, ring)\n"
+            "address(flags=1, fd=fd)\nos.close(fd)",
+            "io_uring",
+            "has the rings of an io_uring",
+        ),
+        ("address(1 << 21, flags=0x44022)", "hugetlb", "has huge pages"),
+        (
+            "fd = call(323, 1)\napi = ctypes.create_string_buffer(24)\n"
+            "api[0] = 0xaa\nassert libc.ioctl(fd, 0xc018aa3f, api) == 0\n"
+            "area = struct.pack('<QQQQ', address(), 4096, 1, 0)\n"
+            "assert libc.ioctl(fd, 0xc020aa00, area) == 0",
+            "userfaultfd",
+            "has memory under userfaultfd(2)",
+        ),
+        ("call(28, address(), 4096, 102)", "guard_pages", "has guard pages"),
+        ("call(462, address(), 4096, 0)", "sealed", "has sealed memory"),
+        (
+            "key = call(330, 0, 0)\ncall(329, address(), 4096, 3, key)",
+            "protection_key",
+            "has memory under protection keys",
+        ),
+        (
+            "lines = open('/proc/self/maps').read().splitlines()\n"
+            "line, = [line for line in lines if '[vvar_vclock]' in line]\n"
+            "start, end = (int(a, 16) for a in line.split()[0].split('-'))\n"
+            "call(25, start, end - start, end - start, 3, address(end - start))",
+            "vdso",
+            "The kernel's own mappings",
+        ),
+    ],
+    ids=lambda value: value if value.isidentifier() else "",
+)
+def test_memory_that_cannot_be_made_again_is_refused(
+    arrange: str, kind: str, what: str
+) -> None:
+    try:
+        with alone(f"{_C}\n{arrange}") as victim:
+            before = condition(victim.pid)
+            message = sentence(victim.pid, kind)
+            assert what in message and str(victim.pid) in message
+            assert condition(victim.pid) == before
+            assert victim.answers()
+    except NotArranged:
+        if kind not in _NOT_EVERYWHERE:
+            raise
+        pytest.skip(f"this kernel or machine has no {kind}")
+
+
+def test_a_semaphore_that_would_be_undone_is_refused() -> None:
+    arrange = _C + (
+        f"sem = libc.semget({os.getpid()}, 1, 0o1600)\n"
+        "assert libc.semop(sem, struct.pack('<HhH', 0, 1, 0x1000), 1) == 0"
+    )
+    try:
+        with alone(arrange) as victim:
+            assert "System V semaphore that is to be undone when it ends" in sentence(
+                victim.pid, "semaphore"
+            )
+    finally:
+        subprocess.run(["ipcrm", "-S", str(os.getpid())], check=True)
+
+
+def test_a_mapped_file_must_still_have_its_name(tmp_path: Path) -> None:
+    name = str(tmp_path / "data (deleted)")
+    with alone(_replaced(name)) as victim:
+        message = sentence(victim.pid, "mapped_file")
+        assert f"has the file {name} (deleted), which is no longer there" in message
+    with alone(_replaced(name).replace("os.unlink(path)\n", "")) as victim:
+        assert refusals(victim.pid) == []
+
+
+def test_private_memory_of_dev_zero_may_go() -> None:
+    arrange = "fd = os.open('/dev/zero', 2)\naddress(flags=2, fd=fd)\nos.close(fd)"
+    with alone(f"{_C}\n{arrange}") as victim:
+        assert refusals(victim.pid) == []
+
+
+def _deleted(program: Path) -> None:
+    program.unlink()
+
+
+def _setuid(program: Path) -> None:
+    program.chmod(0o755 | stat.S_ISUID)
+
+
+def _capable(program: Path) -> None:
+    # struct vfs_cap_data, revision 2, CAP_NET_RAW: linux/capability.h
+    data = bytes.fromhex("0000000200200000000000000000000000000000")
+    os.setxattr(program, "security.capability", data)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (_deleted, "that file is no longer there under its name"),
+        (_setuid, "gives its user more rights than he has"),
+        (_capable, "gives its user more rights than he has"),
+    ],
+)
+def test_the_program_must_be_there_and_be_plain(
+    tmp_path: Path, change: Callable[[Path], None], what: str
+) -> None:
+    program = tmp_path / "sleep"
+    program.write_bytes(Path("/bin/sleep").read_bytes())
+    program.chmod(0o755)
+    child = subprocess.Popen(
+        [program, "1000"], start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    try:
+        change(program)
+        assert what in sentence(child.pid, "executable")
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_what_another_process_shares_is_refused() -> None:
+    arrange = _C + (
+        "if not call(56, 0x400 | signal.SIGCHLD, 0, 0, 0, 0):\n"
+        "    libc.prctl(1, 9)\n    signal.pause()"
+    )
+    with alone(arrange) as victim:
+        (child,) = procfs.children(victim.pid)
+        assert sentence(victim.pid, "sharing").startswith(
+            f"pid {victim.pid} shares its descriptors (CLONE_FILES) with pid {child} ("
+        )
+
+
+def test_descriptors_are_refused_by_their_kinds() -> None:
+    arrange = (
+        _C + "import socket\nkept = socket.socket()\nos.dup2(kept.fileno(), 77)\n"
+        "os.dup2(call(447, 0), 78)"
+    )
+    with alone(arrange) as victim:
+        said = {r.fd: r.message for r in refusals(victim.pid)}
+        assert said[77].startswith(f"fd 77 of pid {victim.pid} is a socket")
+        assert said[78].startswith(f"fd 78 of pid {victim.pid} is")
+
+
+def test_everything_is_said_at_once() -> None:
+    arrange = _C + (
+        "address(flags=0x21)\ncall(272, 0x04000000)\nlibc.prctl(38, 1, 0, 0, 0)\n"
+        "import socket\nkept = socket.socket()"
+    )
+    with alone(arrange) as victim:
+        before = condition(victim.pid)
+        kinds = {reason.kind for reason in refusals(victim.pid)}
+        assert {"shared_memory", "namespace", "no_new_privs"} < kinds
+        assert len(kinds) == 4
+        assert condition(victim.pid) == before
+        assert victim.answers()
+
+
+def test_a_hostile_name_does_not_reach_the_terminal() -> None:
+    arrange = (
+        "open('/proc/self/comm', 'wb').write(b'\\x1b[31m\\n) R')\n"
+        "child = os.fork() or os._exit(0)\nos.waitid(os.P_PID, child, 0x01000004)"
+    )
+    with alone(arrange) as victim:
+        assert r"(\x1b[31m\n) R)" in sentence(victim.pid, "child")
+
+
+def test_a_process_of_another_user_is_not_ours_to_look_at() -> None:
+    with alone() as victim:
+        assert refusals(victim.pid) == []
+        os.seteuid(65534)
+        try:
+            (reason,) = refusals(victim.pid)
+        finally:
+            os.seteuid(0)
+        assert reason.kind == "rights"
+        assert "Run as root, or as the owner of the process." in reason.message
+
+
+def test_notes_tell_what_will_be_different() -> None:
+    with alone(_C + "assert libc.mlock(ctypes.c_void_p(address()), 4096) == 0") as own:
+        notes = preflight.notes(own.pid)
+        assert any("will see it end" in note for note in notes)
+        assert any("has locked memory" in note for note in notes)
