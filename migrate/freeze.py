@@ -92,17 +92,20 @@ def freeze(leaf: Leaf, pid: Pid, sleepers: Sleepers) -> Iterator[Frozen]:
     frozen = Frozen(leaf, tracee, {})
     try:
         frozen.timed = sleepers.remaining(tracee)
+        # Before anybody reads registers: what arrives must be cured as well.
+        for tid in tracee.tids:
+            sleepers.cure(tracee, tid)
         if not leaf.wait_frozen(FREEZE_S):
             raise DidNotFreeze(pid)
         yield frozen
     finally:
-        _let_go(tracee, sleepers)
+        _let_go(tracee)
         if not frozen.handed_over:
             leaf.thaw()
 
 
-def _let_go(tracee: Tracee, sleepers: Sleepers) -> None:
+def _let_go(tracee: Tracee) -> None:
     try:
-        tracee.detach(cure=sleepers.cure)
+        tracee.detach()
     except TaskVanished:
         return

@@ -31,7 +31,7 @@ from migrate.errors import (
 )
 from migrate.freeze import DidNotFreeze, Frozen, freeze, own_leaf
 from migrate.image import FrozenTree, Index, Layout, Outline
-from migrate.kernel import procfs
+from migrate.kernel import probes, procfs
 from migrate.kernel.blocked_syscalls import Sleepers
 from migrate.kernel.cgroups import Leaf
 from migrate.kernel.pidfds import PidFd
@@ -41,6 +41,7 @@ from migrate.kinds import file_lock
 from migrate.kinds.kind import CannotCarry, Source
 from migrate.mapped_files import mapped_files
 from migrate.options import MoveOptions, OnStall, PidPolicy, TrackerChoice
+from migrate.preflight import memory as memory_rules
 from migrate.progress import Progress
 from migrate.report import DowntimeParts, MovedProcess, Report
 from migrate.tracer_thread import TracerThread
@@ -65,6 +66,8 @@ BUILD_S: Final = 60.0  # the destination builds the skeleton
 APPLY_S: Final = 600.0  # the destination catches up with a round
 T_FREEZE_S: Final = 5.0  # from the freeze to Ready; then the source thaws again
 DOUBT_S: Final = 3.0  # after Go: so long until we say that nobody knows
+
+_TRACKED_FLAGS: Final = frozenset({"um", "uw"})
 
 _ROOT: Final = Index(0)
 _PID_POLICIES: Final = {
@@ -270,6 +273,7 @@ class Departure:
         """What was written since the last time; the destination follows the layout."""
         new = self._look_at_mappings(final=final)
         change = self._space.changes_to(new)
+        _require_carried(self._pid, change.added)
         self._space = new
         written = self._tracker.take(new, final=final)
         self._dropped = split_dropped(written.dropped, new)
@@ -293,7 +297,7 @@ class Departure:
             known = [replace(vma, flags=frozenset()) for vma in self._space.vmas]
             if plain.vmas == tuple(known):
                 return self._space
-        return procfs.read_smaps(self._pid)
+        return AddressSpace(_without_our_mark(procfs.read_smaps(self._pid)))
 
     def _send_round(self, memory: TaskMemory, written: Written) -> RoundRecord:
         record = RoundRecord(len(self._rounds) + 1)
@@ -347,6 +351,7 @@ class Departure:
         began_s = time.monotonic()
         with freeze(leaf, self._pid, self._sleepers) as frozen:
             stopped_s = time.monotonic()
+            self._require_still_alone()
             locks = self._send_state(frozen)
             try:
                 dumped_s = time.monotonic()
@@ -381,6 +386,20 @@ class Departure:
 
     def _source(self, tracee: Tracee, remote: Remote) -> Source:
         return Source(self._pid, tracee, remote, self._pidfd, procfs.fds(self._pid))
+
+    def _require_still_alone(self) -> None:
+        """Nothing may have been born since the preflight that would stay behind.
+
+        Raises:
+            CannotCarry: it has children now.
+        """
+        if children := procfs.children(self._pid):
+            raise CannotCarry(
+                "child",
+                f"pid {self._pid} has started a child meanwhile (pid {children[0]}); "
+                "a family cannot be moved yet. Try again when it has ended.",
+                pid=self._pid,
+            )
 
     def _send_state(self, frozen: Frozen) -> file_lock.FileLocks | None:
         """Everything but memory; afterwards its file locks are nobody's."""
@@ -505,9 +524,6 @@ class _Tally:
 def _choose_tracker(choice: TrackerChoice, source: Source) -> DirtyTracker:
     if choice is TrackerChoice.EVERYTHING:
         return EverythingTracker(source.pid)
-    if choice is TrackerChoice.AUTO:
-        from migrate.kernel import probes
-
     if choice is TrackerChoice.AUTO and not probes.userfaultfd_wp_async():
         return EverythingTracker(source.pid)
     remote = source.remote
@@ -517,6 +533,22 @@ def _choose_tracker(choice: TrackerChoice, source: Source) -> DirtyTracker:
     finally:
         remote.syscall("close", fd)
     return UffdWpTracker(source.pid, uffd)
+
+
+def _require_carried(pid: Pid, added: tuple[Vma, ...]) -> None:
+    """Mappings that have come since the preflight are held to the same rules.
+
+    Raises:
+        CannotCarry: one of them cannot be made again.
+    """
+    for reason in memory_rules.of_mappings(pid, added):
+        raise CannotCarry(reason.kind, reason.message, pid=pid)
+
+
+def _without_our_mark(space: AddressSpace) -> Iterator[Vma]:
+    """The mappings without the flag of userfaultfd, which is our tracker's doing."""
+    for vma in space.vmas:
+        yield replace(vma, flags=vma.flags - _TRACKED_FLAGS)
 
 
 def _parts(space: AddressSpace, pages: PageSet) -> tuple[Vma, ...]:
