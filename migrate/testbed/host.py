@@ -180,7 +180,11 @@ class Host:
     def agent(
         self, *options: str, port: int = 0, env: Mapping[str, str] | None = None
     ) -> "Agent":
-        """Start ``migrate agent`` here, and wait until it listens."""
+        """Start ``migrate agent`` here, and wait until it listens.
+
+        Raises:
+            TestBedError: it ended instead; what it said.
+        """
         # The folder of the packages we run, whatever the host's working directory.
         ours = str(Path(migrate.__file__).parents[1])
         environment = dict(os.environ if env is None else env)
@@ -196,7 +200,11 @@ class Host:
             stderr=subprocess.STDOUT,
             env=environment,
         )
-        agent = Agent(process)
+        try:
+            agent = Agent(process)
+        except TestBedError:
+            process.close()
+            raise
         self._agents.append(agent)
         return agent
 

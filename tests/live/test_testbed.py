@@ -171,6 +171,41 @@ def test_what_cannot_be_started_is_told_in_a_sentence(bed: TestBed) -> None:
         bed.host("a").popen(["/nonsense"])
 
 
+def test_an_agent_is_ready_when_it_is_there(bed: TestBed) -> None:
+    a, b = bed.host("a"), bed.host("b")
+    agent = b.agent()
+    assert agent.address == b.address
+    assert f"listening on {b.address}:{agent.port}" in agent.log
+    with a.socket() as s:
+        s.connect((agent.address, agent.port))
+    assert agent.stop() == 0
+    with a.socket() as s, pytest.raises(ConnectionRefusedError):
+        s.connect((agent.address, agent.port))
+
+
+def test_an_agent_that_does_not_start_says_why(bed: TestBed) -> None:
+    with pytest.raises(TestBedError, match="--no-such-option"):
+        bed.host("a").agent("--no-such-option")
+
+
+def inheritable() -> set[int]:
+    found = set()
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        try:
+            found |= {fd} if os.get_inheritable(fd) else set()
+        except OSError:
+            pass  # it listed the others
+    return found
+
+
+def test_what_the_maker_execs_holds_nothing_of_the_bed() -> None:
+    before = inheritable()
+    with TestBed() as bed:
+        host = bed.host("a")
+        with host.popen(["cat"], stdin=subprocess.PIPE), host.socket():
+            assert inheritable() == before
+
+
 def test_nothing_is_left_after_close(bed: TestBed) -> None:
     host = bed.host("a")
     leaf = host.cgroup / "leaf"
