@@ -23,7 +23,7 @@ from typing import Final
 from migrate.errors import printable
 from migrate.kernel import kcmp
 from migrate.kernel.procfs import FdView
-from migrate.kernel.remote import RemoteFd
+from migrate.kernel.remote import Batch, RemoteFd
 from migrate.kinds import table
 from migrate.kinds.kind import CannotCarry, DescriptorKind, Parking, Source, Target
 from migrate.kinds.table import Dumped
@@ -34,7 +34,8 @@ _F_GETSIG: Final = 11  # linux/fcntl.h
 _RLIMIT_NOFILE: Final = 7
 _RLIMIT: Final = struct.Struct("<QQ")
 _NUMBERS_MAX: Final = 1 << 20  # fs.nr_open, as it comes
-_PIPE_ENDS: Final = 64  # spare numbers for ends that wait for theirs
+# A description waits at one number, the ends of its pipe at two more.
+_SPARES_EACH: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,8 @@ def restore(
         standing = Descriptors()
         target.remote.syscall("close_range", 0, 2**32 - 1, 0)
     numbers = {slot.number for slot in (*new.slots, *standing.slots)}
-    with _room_for(numbers, len(new.descriptions), target) as limit:
+    spares = _SPARES_EACH * len(new.descriptions)
+    with _room_for(numbers, spares, target) as limit:
         target.parking = Parking(numbers, limit)
         _Pass(new, standing, target).run()
     _finish(new, target)
@@ -127,6 +129,8 @@ class _Pass:
         self.from_old = _matches(new, old)
         # Where each new description is to be found until the end.
         self.held_at: dict[int, RemoteFd] = {}
+        self.was = {slot.number: slot for slot in old.slots}
+        self.filled: set[int] = set()  # numbers besides, which stand already
 
     def run(self) -> None:
         """Restore what is new, put all in place, close the rest."""
@@ -195,16 +199,33 @@ class _Pass:
             self._rebuild_run(table.descriptor_kind(kind), list(run))
 
     def _rebuild_run(self, module: DescriptorKind, indices: list[int]) -> None:
-        records = [self.records[i] for i in indices]
         many = getattr(module, "restore_many", None)
         if many is None:
-            for index, record in zip(indices, records, strict=True):
-                self._take_in([index], [module.restore(record, self.target)])
-        else:
-            self._take_in(indices, many(records, self.target))
+            for index in indices:
+                self._take_in(
+                    [index], [module.restore(self.records[index], self.target)]
+                )
+            return
+        for chunk in self._chunks(indices):
+            self._take_in(chunk, many([self.records[i] for i in chunk], self.target))
+
+    def _chunks(self, indices: list[int]) -> Iterator[list[int]]:
+        """Cut where one has several numbers: the next is opened behind all of them."""
+        chunk: list[int] = []
+        for index in indices:
+            chunk.append(index)
+            if len(self.new_numbers[index]) > 1:
+                yield chunk
+                chunk = []
+        if chunk:
+            yield chunk
 
     def _take_in(self, indices: Sequence[int], fds: Sequence[RemoteFd]) -> None:
-        """What came to be where it belongs stays there; the others go aside."""
+        """What came to be where it belongs stays there; the others go aside.
+
+        Numbers of theirs that are free are filled at once: so the next one is opened
+        at the lowest number that is left, which mostly is its own.
+        """
         strays = []
         for index, fd in zip(indices, fds, strict=True):
             if fd in self.new_numbers[index]:
@@ -214,6 +235,13 @@ class _Pass:
         spares = self.target.park_all([fd for _, fd in strays])
         for (index, _), spare in zip(strays, spares, strict=True):
             self.held_at[index] = spare
+        batch = self.target.remote.batch()
+        for index in indices:
+            for number in self.new_numbers[index]:
+                if number not in self.was and number != self.held_at[index]:
+                    batch.add("dup3", self.held_at[index], number, os.O_CLOEXEC)
+                    self.filled.add(number)
+        batch.run()
 
     def _in_order(self, indices: Iterable[int]) -> list[int]:
         """By what kinds come after, then by number: as it was opened, mostly."""
@@ -228,30 +256,33 @@ class _Pass:
 
     def _place(self, kept: set[int]) -> None:
         """Close what is gone, and give every description its numbers."""
-        was = {slot.number: slot for slot in self.old.slots}
-        batch = self.target.remote.batch()
         wanted = {slot.number for slot in self.new.slots}
-        for number in was:
+        batch = self.target.remote.batch()
+        for number in self.was:
             if number not in wanted:
                 batch.add("close", number)
         for slot in self.new.slots:
-            held = self.held_at[slot.description]
-            before = was.get(slot.number)
-            stands = held == slot.number or (
-                before is not None
-                and slot.description in kept
-                and self.from_old[slot.description] == before.description
-            )
-            if not stands:
-                flags = os.O_CLOEXEC if slot.close_on_exec else 0
-                batch.add("dup3", held, slot.number, flags)
-            elif before is None or before.close_on_exec != slot.close_on_exec:
-                flags = fcntl.FD_CLOEXEC if slot.close_on_exec else 0
-                batch.add("fcntl", slot.number, fcntl.F_SETFD, flags)
+            self._fill(slot, kept, batch)
         for spare in {*self.held_at.values(), *self.target.parked.values()} - wanted:
             batch.add("close", spare)
         batch.run()
         self.target.parked.clear()
+
+    def _fill(self, slot: Slot, kept: set[int], batch: Batch) -> None:
+        held = self.held_at[slot.description]
+        before = self.was.get(slot.number)
+        stands = before is not None and (
+            slot.description in kept
+            and self.from_old[slot.description] == before.description
+        )
+        if stands or held == slot.number or slot.number in self.filled:
+            closes = before.close_on_exec if stands and before is not None else True
+            if closes != slot.close_on_exec:
+                flags = fcntl.FD_CLOEXEC if slot.close_on_exec else 0
+                batch.add("fcntl", slot.number, fcntl.F_SETFD, flags)
+        else:
+            flags = os.O_CLOEXEC if slot.close_on_exec else 0
+            batch.add("dup3", held, slot.number, flags)
 
 
 def _finish(new: Descriptors, target: Target) -> None:
@@ -354,7 +385,7 @@ def _room_for(numbers: set[int], spares: int, target: Target) -> Iterator[int]:
     soft, hard = _RLIMIT.unpack(remote.read(pointer, _RLIMIT.size))
     remote.reset()
     highest = max(numbers, default=-1)
-    limit = min(max(soft, highest + 1 + spares + _PIPE_ENDS), hard)
+    limit = min(max(soft, highest + 1 + spares), hard)
     if highest >= limit:
         raise CannotCarry(
             _NAME,

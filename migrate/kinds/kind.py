@@ -20,7 +20,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from migrate.kernel.pidfds import PidFd
     from migrate.kernel.procfs import FdView
@@ -117,18 +117,21 @@ class Target:
         """
         return self.park_all([fd])[0]
 
-    def park_all(self, fds: Iterable[RemoteFd]) -> list[RemoteFd]:
-        """What park() does, for many in one batch."""
+    def park_all(self, fds: Sequence[RemoteFd]) -> list[RemoteFd]:
+        """What park() does, for all that are not parked yet: in one batch.
+
+        A spare number is one that nothing is known to have: so no other descriptor
+        may be open that is neither parked nor at a number which somebody wants.
+        """
+        spares = {fd: fd for fd in fds if self.parking.leave(fd)}
         batch = self.remote.batch()
-        spares = []
         for fd in fds:
-            spare = self.parking.take(fd)
-            if spare != fd:
-                batch.add("dup3", fd, spare, os.O_CLOEXEC)
+            if fd not in spares:
+                spares[fd] = cast("RemoteFd", self.parking.spare())
+                batch.add("dup3", fd, spares[fd], os.O_CLOEXEC)
                 batch.add("close", fd)
-            spares.append(cast("RemoteFd", spare))
         batch.run()
-        return spares
+        return [spares[fd] for fd in fds]
 
 
 class Parking:
@@ -144,20 +147,12 @@ class Parking:
         self._taken: set[int] = set()
         self._next = max(self._wanted, default=-1) + 1
 
-    def take(self, fd: int) -> int:
-        """A spare number for ``fd``: its own if nobody wants that.
-
-        Raises:
-            CannotCarry: every number below the limit is wanted or taken.
-        """
-        if fd in self._wanted:
-            return self.spare()
-        self._taken.add(fd)
-        return fd
-
-    def give_back(self, fd: int) -> None:
-        """``fd`` is closed again."""
-        self._taken.discard(fd)
+    def leave(self, number: int) -> bool:
+        """Count ``number`` as parked where it is, unless somebody wants it."""
+        if number in self._wanted:
+            return False
+        self._taken.add(number)
+        return True
 
     def spare(self) -> int:
         """A number that nobody wants and nobody has; it is taken now.
@@ -199,7 +194,7 @@ class DescriptorKind(Protocol):
         """The record of one open file description, seen through one of its numbers."""
 
     def restore(self, record: Record, target: Target) -> RemoteFd:
-        """Rebuild it at a number of its own choosing, which the caller then owns."""
+        """Rebuild it at any number, which the caller then owns; FD_CLOEXEC is set."""
 
     def update(self, old: Record, new: Record, target: Target, fd: RemoteFd) -> bool:
         """Turn what ``old`` restored at ``fd`` into ``new``; False: restore it anew.

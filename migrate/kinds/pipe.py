@@ -114,7 +114,6 @@ def restore(record: Pipe, target: Target) -> RemoteFd:
         path = cstr(f"/proc/self/fd/{anchor}")
         flags = access | os.O_NONBLOCK | os.O_CLOEXEC
         fd = RemoteFd(target.remote.syscall("openat", _AT_FDCWD, path, flags, 0))
-    target.parking.give_back(fd)  # it is the caller's now
     target.remote.syscall("fcntl", fd, fcntl.F_SETFL, record.flags & _SETTABLE_FLAGS)
     if record.contents is not None:
         with _ours(target.pidfd, anchor) as ours:
@@ -146,12 +145,9 @@ def _make(record: Pipe, target: Target) -> RemoteFd:
     reader, writer = _TWO_INTS.unpack(remote.read(numbers, _TWO_INTS.size))
     remote.reset()
     anchor = remote.syscall("fcntl", reader, fcntl.F_DUPFD_CLOEXEC, 0)
-    for end, number in (
-        (os.O_RDONLY, reader),
-        (os.O_WRONLY, writer),
-        (_ANCHOR, anchor),
-    ):
-        target.parked[_key(record, end)] = target.park(RemoteFd(number))
+    made = target.park_all([RemoteFd(reader), RemoteFd(writer), RemoteFd(anchor)])
+    for end, fd in zip((os.O_RDONLY, os.O_WRONLY, _ANCHOR), made, strict=True):
+        target.parked[_key(record, end)] = fd
     return target.parked[_key(record, _ANCHOR)]
 
 

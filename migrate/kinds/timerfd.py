@@ -12,7 +12,7 @@ import fcntl
 import os
 import struct
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from migrate.kernel import procfs
@@ -44,6 +44,7 @@ _DATED_CLOCKS: Final = frozenset({time.CLOCK_REALTIME, _CLOCK_REALTIME_ALARM})
 _ITIMERSPEC: Final = struct.Struct("<qqqq")  # it_interval, it_value
 _SECOND_NS: Final = 1_000_000_000
 _TIME_MAX_NS: Final = 2**63 - 1
+_LOOKS_MAX: Final = 8
 
 
 def claims(view: FdView) -> bool:
@@ -62,9 +63,7 @@ def dump(process: Source, view: FdView) -> Timerfd:
     """Read the time left and the ticks; neither changes by that."""
     if reason := refuse(view):
         raise CannotCarry.at(KIND, view, reason)
-    found = procfs.timerfd_info(view.info)
-    if found.ticks and found.interval_ns:
-        found = _caught_up(process, view)
+    found = _state(process, view)
     value_ns = found.value_ns
     if _is_date(found.clock, found.settime_flags) and value_ns:
         value_ns += time.clock_gettime_ns(time.CLOCK_REALTIME)
@@ -106,15 +105,32 @@ def update(old: Timerfd, new: Timerfd, target: Target, fd: RemoteFd) -> bool:
     return True
 
 
-def _caught_up(process: Source, view: FdView) -> TimerfdInfo:
-    """The state of a periodic timer that went off and was not read.
+def _state(process: Source, view: FdView) -> TimerfdInfo:
+    """What the timer does now; time goes on for it while its process is stopped.
 
-    The kernel starts its next period only when it is asked: until then fdinfo shows
-    no time left (fs/timerfd.c). timerfd_gettime(2) asks, and takes no tick away.
+    A periodic timer that went off shows no time left: the kernel begins the next
+    period only when it is asked (fs/timerfd.c). timerfd_gettime(2) asks, and takes no
+    tick away. No time left and no tick either is a timer at rest, or one at the very
+    moment of going off: then a second look shows the tick.
     """
     remote = process.remote
-    remote.syscall("timerfd_gettime", view.number, remote.space(_ITIMERSPEC.size))
-    remote.reset()
+    found = _look(process, view)
+    for _ in range(_LOOKS_MAX):
+        before = found
+        if found.value_ns or (found.ticks and not found.interval_ns):
+            return found
+        if found.ticks:
+            room = remote.space(_ITIMERSPEC.size)
+            remote.syscall("timerfd_gettime", view.number, room)
+            remote.reset()
+        found = _look(process, view)
+        if found == before and not found.ticks:
+            return found
+    # It goes off more often than we can look: it is as good as at its beginning.
+    return replace(found, value_ns=found.interval_ns)
+
+
+def _look(process: Source, view: FdView) -> TimerfdInfo:
     return procfs.timerfd_info(procfs.fd(process.pid, view.number).info)
 
 

@@ -16,7 +16,8 @@ from migrate.descriptors import Descriptors
 from migrate.kernel import procfs
 from migrate.kernel.pidfds import PidFd
 from migrate.kernel.tracee import Tracee
-from migrate.kinds.kind import Source, Target
+from migrate.kinds import file_lock
+from migrate.kinds.kind import CannotCarry, Source, Target
 from precopy.ids import Pid
 from tests.live.scenarios.harness import Scenario, tell_moved
 
@@ -57,11 +58,13 @@ def dump(pid: int) -> Descriptors:
 
 @contextmanager
 def pair(name: str, folder: Path) -> Iterator[tuple[Scenario, Scenario]]:
-    """A scenario that has arranged everything, and a bare one; both wait."""
+    """A scenario that has arranged everything, and a bare one; both wait.
+
+    They have the same working folder, but other FIFOs to talk through.
+    """
     with ExitStack() as stack:
-        (folder / "bare").mkdir()
         full = stack.enter_context(Scenario(name, folder))
-        bare = stack.enter_context(Scenario(name, folder / "bare", "bare"))
+        bare = stack.enter_context(Scenario(name, folder, "bare"))
         yield full, bare
 
 
@@ -85,5 +88,60 @@ def test_looking_changes_nothing(name: str, tmp_path: Path) -> None:
         ready = full.ready()
         dump(full.process.pid)
         dump(full.process.pid)
+        tell_moved(full.process.pid, ready)
+        assert full.verdict() == []
+
+
+@pytest.mark.parametrize("first", SCENARIOS)
+@pytest.mark.parametrize("distance", [0, 1, 3])
+def test_the_second_look_is_what_counts(
+    first: str, distance: int, tmp_path: Path
+) -> None:
+    """A table that stands gives way to a later one, however little they share."""
+    second = SCENARIOS[(SCENARIOS.index(first) + distance) % len(SCENARIOS)]
+    (tmp_path / "before").mkdir()
+    with pair(second, tmp_path) as (full, bare):
+        with Scenario(first, tmp_path / "before") as other:
+            other.ready()
+            before = dump(other.process.pid)
+            there = bare.ready()
+            with being_built(bare.process.pid) as target:
+                descriptors.restore(before, target)
+        full.ready()
+        table = dump(full.process.pid)
+        with being_built(bare.process.pid) as target:
+            descriptors.restore(table, target, before)
+        tell_moved(bare.process.pid, there)
+        assert bare.verdict() == []
+
+
+def test_locks_go_over(tmp_path: Path) -> None:
+    """The copy holds every lock, once the original has given them up."""
+    with pair("file_lock", tmp_path) as (full, bare):
+        full.ready()
+        there = bare.ready()
+        with looked_at(full.process.pid) as source:
+            table = descriptors.dump(source)
+            locks = file_lock.dump(source)
+            assert locks is not None
+            with being_built(bare.process.pid) as target:
+                descriptors.restore(table, target)
+                with pytest.raises(CannotCarry, match="held by another process"):
+                    file_lock.restore(locks, target)
+                file_lock.release(source, locks)
+                file_lock.restore(locks, target)
+        tell_moved(bare.process.pid, there)
+        assert bare.verdict() == []
+
+
+def test_locks_come_back(tmp_path: Path) -> None:
+    """Where the move is called off, the original holds its locks as before."""
+    with Scenario("file_lock", tmp_path) as full:
+        ready = full.ready()
+        with looked_at(full.process.pid) as source:
+            locks = file_lock.dump(source)
+            assert locks is not None
+            file_lock.release(source, locks)
+            file_lock.reacquire(source, locks)
         tell_moved(full.process.pid, ready)
         assert full.verdict() == []

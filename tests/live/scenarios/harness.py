@@ -48,7 +48,7 @@ class Scenario:
 
     def __init__(self, name: str, folder: Path, *arguments: str) -> None:
         self.name = name
-        self._fifo = folder / f"{name}.said"
+        self._fifo = folder / "-".join((name, *arguments, "said"))
         os.mkfifo(self._fifo)
         self._said = self._listening()
         self._rest = b""
