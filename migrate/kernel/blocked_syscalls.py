@@ -33,6 +33,7 @@ from typing import Final
 from migrate.kernel import timer_list
 from migrate.kernel.proc_text import MalformedText
 from migrate.kernel.remote import Remote
+from migrate.kernel.restartable_sequences import abort_sequences
 from migrate.kernel.timer_list import Reading, Remaining, Sleeper, TimerBase
 from migrate.kernel.tracee import EVENT_STOP, Registers, Tracee
 from precopy.errors import KernelError, PrecopyError
@@ -88,7 +89,12 @@ _ANSWER_EINTR: Final = frozenset(
 
 _FUTEX_COMMAND: Final = 0x7F  # ~(FUTEX_PRIVATE_FLAG | FUTEX_CLOCK_REALTIME)
 _FUTEX_WAIT: Final = 0  # its timeout is relative; those of all other commands are not
+_EPOLL_TIMED: Final = frozenset({_EPOLL_WAIT, _EPOLL_PWAIT})
+_FUTEX_REALTIME: Final = 0x100
+_CLOCK_MONOTONIC: Final = 1
 _CLOCK_BOOTTIME: Final = 7
+_TIMER_ABSTIME: Final = 1
+_KNOWN_WITHIN_NS: Final = 2 * _MS_NS  # between a stop and the reading after it
 _SLACK_NS: Final = 50_000  # a task's timer slack unless it set another
 _LOAD_NUMBER: Final = re.compile(rb"\xb8(....)\x0f\x05\Z", re.DOTALL)  # mov $n, %eax
 
@@ -266,26 +272,33 @@ class Sleepers:
     def remaining(self, tracee: Tracee) -> dict[Tid, TimedCall]:
         """What is left of each timed call; the threads have just been stopped.
 
-        Has every thread whose call keeps a restart block, unless its number is
-        known to nobody, and those in epoll_wait whose timeout is known.
+        They must not have run anything of ours since. Has every thread whose call
+        keeps a restart block, unless its number is known to nobody, and those in
+        epoll_wait whose timeout is known.
         """
         after = timer_list.read() if self._before else None
-        unknown: list[tuple[Tid, Registers, int, int]] = []
+        abort_sequences(tracee)
+        unknown: dict[Tid, TimedCall] = {}
         found: dict[Tid, TimedCall] = {}
+        sleepers: list[Sleeper] = []
         for tid in tracee.tids:
             registers = tracee.registers(tid)
             number = self._number(tracee, tid, registers)
             if number is None:
+                sleepers += self._absolute(tracee, tid, registers, after)
                 continue
             rest = _reported_ns(tracee, registers, number)
-            requested = _requested_ns(tracee, registers, number)
+            requested = self._at_most_ns(tracee, tid, registers, number)
             if plainly_restarted(registers, number):
                 found[tid] = TimedCall(number, 0, exact=True)
+                sleepers += self._absolute(tracee, tid, registers, after)
             elif rest is not None:
                 found[tid] = TimedCall(number, rest, exact=True)
+                sleepers += self._relative(tid, registers, number, rest, known=True)
             elif requested is not None:
-                unknown.append((tid, registers, number, requested))
-        found |= self._from_timers(after, unknown)
+                unknown[tid] = TimedCall(number, requested, exact=False)
+                sleepers += self._relative(tid, registers, number, requested)
+        found |= self._from_timers(after, sleepers, unknown)
         self._remaining = found
         return found
 
@@ -307,40 +320,89 @@ class Sleepers:
             return registers.orig_rax
         return None
 
+    def _at_most_ns(
+        self, tracee: Tracee, tid: Tid, registers: Registers, number: int
+    ) -> int | None:
+        """What the program asked for, or what was left of that at the last stop."""
+        requested = _requested_ns(tracee, registers, number)
+        earlier = self._remaining.get(tid)
+        if requested is None or earlier is None or earlier.number != number:
+            return requested
+        # restart_syscall goes on with a sleep; any other number begins a new one.
+        goes_on = registers.orig_rax == _RESTART_SYSCALL
+        return min(requested, earlier.remaining_ns) if goes_on else requested
+
+    def _relative(
+        self,
+        tid: Tid,
+        registers: Registers,
+        number: int,
+        rest_ns: int,
+        *,
+        known: bool = False,
+    ) -> list[Sleeper]:
+        """The thread, if it was asleep at the last look; no more than ``rest_ns``."""
+        if self._asleep.get(tid) != Blocked.of(registers):
+            return []
+        boottime = number == _CLOCK_NANOSLEEP and registers.rdi == _CLOCK_BOOTTIME
+        base = TimerBase.BOOTTIME if boottime else TimerBase.MONOTONIC
+        slack_ns = self._slack_ns[tid]
+        if known:
+            # What it wrote is what was left until the latest moment, at the stop.
+            return [
+                Sleeper(
+                    tid,
+                    base,
+                    rest_ns + _KNOWN_WITHIN_NS,
+                    slack_ns,
+                    rest_ns - slack_ns - _KNOWN_WITHIN_NS,
+                )
+            ]
+        if number not in _EPOLL_TIMED and number != _POLL:
+            return [Sleeper(tid, base, rest_ns, slack_ns)]
+        # select_estimate_accuracy(): a thousandth of what it had to wait for when
+        # it began, a two-hundredth if niced, and no less than the thread's own.
+        share = min(rest_ns // 200, timer_list.SHARED_SLACK_NS_MAX)
+        slack_ns = max(slack_ns, share)
+        return [Sleeper(tid, base, rest_ns, slack_ns, slack_is_share=True)]
+
+    def _absolute(
+        self, tracee: Tracee, tid: Tid, registers: Registers, after: Reading | None
+    ) -> list[Sleeper]:
+        """The thread, if it sleeps until a time of CLOCK_MONOTONIC."""
+        if after is None or self._asleep.get(tid) != Blocked.of(registers):
+            return []
+        end_ns = None
+        if registers.orig_rax == _CLOCK_NANOSLEEP and registers.rsi & _TIMER_ABSTIME:
+            if registers.rdi == _CLOCK_MONOTONIC:
+                end_ns = _read_timespec(tracee, registers.rdx)
+        elif registers.orig_rax == _FUTEX and not registers.rsi & _FUTEX_REALTIME:
+            end_ns = _read_timespec(tracee, registers.r10)
+        if end_ns is None:
+            return []
+        # In a time namespace of its own it counts otherwise, and nothing will fit.
+        rest_ns = end_ns - after.now_ns
+        return [
+            Sleeper(tid, TimerBase.MONOTONIC, rest_ns, self._slack_ns[tid], rest_ns)
+        ]
+
     def _from_timers(
-        self, after: Reading | None, calls: list[tuple[Tid, Registers, int, int]]
+        self,
+        after: Reading | None,
+        sleepers: list[Sleeper],
+        unknown: dict[Tid, TimedCall],
     ) -> dict[Tid, TimedCall]:
         rest: dict[Tid, Remaining] = {}
-        if self._before and after:
-            sleepers = [
-                _sleeper(tid, registers, number, requested, self._slack_ns[tid])
-                for tid, registers, number, requested in calls
-                if (seen := self._asleep.get(tid)) and seen == Blocked.of(registers)
-            ]
+        if self._before and after and unknown:
             rest = timer_list.remaining(self._before, after, sleepers)
-        found = {}
-        for tid, _, number, requested in calls:
-            if tid in rest:
-                found[tid] = TimedCall(number, rest[tid].ns, rest[tid].exact)
-            elif number not in _EPOLL_TIMED:
-                found[tid] = TimedCall(number, requested, exact=False)
-        return found
-
-
-_EPOLL_TIMED: Final = frozenset({_EPOLL_WAIT, _EPOLL_PWAIT})
-
-
-def _sleeper(
-    tid: Tid, registers: Registers, number: int, requested_ns: int, slack_ns: int
-) -> Sleeper:
-    boottime = number == _CLOCK_NANOSLEEP and registers.rdi == _CLOCK_BOOTTIME
-    base = TimerBase.BOOTTIME if boottime else TimerBase.MONOTONIC
-    if number not in _EPOLL_TIMED and number != _POLL:
-        return Sleeper(tid, base, requested_ns, slack_ns)
-    # select_estimate_accuracy(): a thousandth of what it had to wait for when it
-    # began, a two-hundredth if niced, and no less than the thread's own slack.
-    share = min(requested_ns // 200, timer_list.SHARED_SLACK_NS_MAX)
-    return Sleeper(tid, base, requested_ns, max(slack_ns, share), slack_is_share=True)
+        return {
+            tid: replace(call, remaining_ns=rest[tid].ns, exact=rest[tid].exact)
+            if tid in rest
+            else call
+            for tid, call in unknown.items()
+            # epoll_wait is issued again as it is, unless there is better.
+            if tid in rest or call.number not in _EPOLL_TIMED
+        }
 
 
 def _requested_ns(tracee: Tracee, registers: Registers, number: int) -> int | None:

@@ -21,6 +21,7 @@ from precopy.ids import Tid
 
 TEXT_BYTES_MAX: Final = 16 << 20
 SHARED_SLACK_NS_MAX: Final = 100_000_000  # MAX_SLACK, fs/select.c
+_SECOND_NS: Final = 1_000_000_000
 _PATH: Final = Path("/proc/timer_list")
 _NOW: Final = re.compile(rb"now at (\d{1,19}) nsecs")
 _CLOCK: Final = re.compile(rb" clock (\d{1,3}):")
@@ -63,12 +64,17 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Sleeper:
-    """A thread that was stopped in a sleep with an end."""
+    """A thread that was stopped in a sleep with an end.
+
+    One whose end is known otherwise takes part all the same: its timer is no
+    choice for the others.
+    """
 
     tid: Tid
     base: TimerBase
-    requested_ns: int
+    rest_ns_max: int  # what it asked for
     slack_ns_max: int
+    rest_ns_min: int = -_SECOND_NS  # it may have been due, and not yet woken
     slack_is_share: bool = False  # at least a thousandth of what it waits for
 
 
@@ -150,7 +156,7 @@ def _fits(wakeup: Wakeup, sleeper: Sleeper, now_ns: int) -> bool:
     )
     return (
         wakeup.base == sleeper.base
-        and rest_ns <= sleeper.requested_ns
+        and sleeper.rest_ns_min <= rest_ns <= sleeper.rest_ns_max
         and least_ns <= wakeup.slack_ns <= sleeper.slack_ns_max
     )
 
