@@ -45,7 +45,7 @@ def parse_vma(line: bytes, flags: frozenset[str] = _NO_FLAGS) -> Vma:
     """
     fields = line.split(None, 5)
     try:
-        start, _, end = fields[0].partition(b"-")
+        start, end = fields[0].split(b"-")
         prot, shared = _ACCESS[fields[1]]
         vma = Vma(
             int(start, 16),
@@ -69,10 +69,13 @@ class MapsParser:
     """Parses maps again and again; a line that was there before costs a lookup.
 
     Between two looks at one process nearly every line is the same, and the
-    second look happens while the process is frozen.
+    second look happens while the process is frozen. Where the whole text is the
+    same, so is the answer: the same object.
     """
 
     def __init__(self) -> None:
+        self._maps = b""
+        self._space = AddressSpace()
         self._known: dict[bytes, Vma] = {}
 
     def parse(self, maps: bytes) -> AddressSpace:
@@ -81,11 +84,14 @@ class MapsParser:
         Raises:
             MalformedText: a line is not from maps, or the text ends within one.
         """
-        known = self._known
-        lines = _lines("maps", maps)
-        vmas = [known.get(line) or parse_vma(line) for line in lines]
-        self._known = dict(zip(lines, vmas, strict=True))
-        return AddressSpace(tuple(vmas))
+        if maps != self._maps:
+            known = self._known
+            lines = _lines("maps", maps)
+            vmas = [known.get(line) or parse_vma(line) for line in lines]
+            self._space = _space("maps", vmas)
+            self._known = dict(zip(lines, vmas, strict=True))
+            self._maps = maps
+        return self._space
 
 
 def parse_maps(maps: bytes) -> AddressSpace:
@@ -94,7 +100,7 @@ def parse_maps(maps: bytes) -> AddressSpace:
     Raises:
         MalformedText: a line is not from maps, or the text ends within one.
     """
-    return AddressSpace(tuple([parse_vma(line) for line in _lines("maps", maps)]))
+    return _space("maps", [parse_vma(line) for line in _lines("maps", maps)])
 
 
 def parse_smaps(smaps: bytes) -> AddressSpace:
@@ -124,7 +130,16 @@ def parse_smaps(smaps: bytes) -> AddressSpace:
             header = None
     if header is not None:
         raise MalformedText("smaps", header)
-    return AddressSpace(tuple(vmas))
+    return _space("smaps", vmas)
+
+
+def _space(file: str, vmas: list[Vma]) -> AddressSpace:
+    try:
+        return AddressSpace(vmas)
+    except ValueError as error:
+        # The addresses never go backwards, even where the process maps and unmaps
+        # meanwhile (Documentation/filesystems/proc.rst, "smaps").
+        raise MalformedText(file, str(error).encode()) from None
 
 
 def _lines(file: str, content: bytes) -> list[bytes]:

@@ -70,6 +70,7 @@ def test_the_deleted_mark_stays_as_part_of_the_name() -> None:
         b"0-10000000000001000 r--p 00000000 fe:00 7\n",
         b"\n",
         b"zz\n",
+        b"1000-3000 r--p 00000000 fe:00 7\n2000-4000 r--p 00000000 fe:00 7\n",
     ],
 )
 def test_maps_cut_short_or_from_elsewhere_are_malformed(maps: bytes) -> None:
@@ -94,8 +95,17 @@ def test_a_parser_that_remembers_says_the_same_as_one_that_does_not() -> None:
     changed = MAPS.replace(b"rw-p 00000000 00:00 0  ", b"r--p 00000000 00:00 0  ")
     for maps in (MAPS, MAPS, changed, b"", MAPS):
         assert parser.parse(maps) == procfs.parse_maps(maps)
-    first = parser.parse(MAPS).vmas[0]
-    assert parser.parse(MAPS).vmas[0] is first
+    space = parser.parse(MAPS)
+    assert parser.parse(bytes(bytearray(MAPS))) is space
+    assert parser.parse(changed).vmas[0] is space.vmas[0]
+
+
+def test_a_parser_that_read_nonsense_forgets_nothing() -> None:
+    parser = MapsParser()
+    space = parser.parse(MAPS)
+    with pytest.raises(MalformedText):
+        parser.parse(MAPS[:-1])
+    assert parser.parse(MAPS) is space
 
 
 @given(st.binary(max_size=300))
