@@ -1,0 +1,159 @@
+"""A thread that we stop inside a blocking system call does not notice.
+
+The scenario's threads block in every way there is, for 1000 s or for ever. No test here
+waits for any of them: the kernel is asked how long each still has to sleep.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from migrate.kernel import procfs, timer_list
+from migrate.kernel.blocked_syscalls import (
+    ERESTART_RESTARTBLOCK,
+    Sleepers,
+    TimedCall,
+    remake_restart_block,
+)
+from migrate.kernel.remote import Remote
+from migrate.kernel.tracee import Registers, Tracee
+from precopy.ids import Pid, Tid
+from tests.live.scenarios.harness import Ready, Scenario, tell_moved
+
+LONG_NS = 1000 * 10**9
+NANOSLEEP, POLL, FUTEX, CLOCK_NANOSLEEP, EPOLL_WAIT = 35, 7, 202, 230, 232
+
+
+@contextmanager
+def blocked(folder: Path) -> Iterator[tuple[Pid, Scenario, Ready]]:
+    """The scenario, its threads blocking; at the end it must be content."""
+    with Scenario("blocked_syscalls", folder) as scenario:
+        ready = scenario.ready()
+        yield Pid(scenario.process.pid), scenario, ready
+        tell_moved(scenario.process.pid, ready)
+        assert scenario.verdict() == []
+
+
+@contextmanager
+def stopped(
+    sleepers: Sleepers, pid: Pid
+) -> Iterator[tuple[Tracee, dict[Tid, TimedCall]]]:
+    """The process, stopped and let go again as a move would."""
+    sleepers.look()
+    tracee = Tracee.seize(pid)
+    try:
+        yield tracee, sleepers.remaining(tracee)
+    finally:
+        tracee.detach(cure=sleepers.cure)
+
+
+def fall_asleep(pid: Pid) -> None:
+    """Wait until no thread runs any more but the leader, which naps."""
+    deadline = time.monotonic() + 20
+    for tid in procfs.threads(pid)[1:]:
+        while procfs.read(pid, f"task/{tid}/syscall").startswith(b"running"):
+            assert time.monotonic() < deadline, f"{tid} does not sleep"
+
+
+def long_calls(calls: dict[Tid, TimedCall]) -> dict[Tid, TimedCall]:
+    """Those that the scenario's threads sleep in; its leader naps for a millisecond."""
+    return {tid: call for tid, call in list(calls.items()) if call.remaining_ns > 10**9}
+
+
+def test_nobody_notices_five_stops(tmp_path: Path) -> None:
+    """After several stops each still blocks, and then gets what it waits for."""
+    with blocked(tmp_path) as (pid, _, _):
+        sleepers = Sleepers(pid)
+        for _ in range(5):
+            with stopped(sleepers, pid):
+                pass
+
+
+def test_the_number_and_the_rest_of_each_sleep_are_known(tmp_path: Path) -> None:
+    """Also at the second stop, at which the kernel calls them all restart_syscall."""
+    with blocked(tmp_path) as (pid, _, _):
+        sleepers = Sleepers(pid)
+        last: dict[Tid, TimedCall] = {}
+        for _ in "first", "second", "third":
+            with stopped(sleepers, pid) as (_, calls):
+                found = long_calls(calls)
+            assert sorted(call.number for call in found.values()) == sorted(
+                [NANOSLEEP] * 3 + [CLOCK_NANOSLEEP, POLL, FUTEX, EPOLL_WAIT]
+            )
+            for tid, call in found.items():
+                before = last[tid].remaining_ns if tid in last else 3 * LONG_NS
+                assert 0 < call.remaining_ns <= before, call
+            last = found
+        if timer_list.read():
+            lengths = {call.remaining_ns // LONG_NS for call in last.values()}
+            assert lengths == {0, 2}, "a sleep begins anew"
+
+
+def test_a_restart_block_is_made_anew(tmp_path: Path) -> None:
+    """A thread that has lost its restart block sleeps on for the time it is given."""
+    with blocked(tmp_path) as (pid, _, _):
+        sleepers = Sleepers(pid)
+        with stopped(sleepers, pid) as (tracee, calls):
+            with tracee.remote() as remote:
+                remade = {
+                    tid: half(remote.on(tid), tracee, tid, calls.get(tid))
+                    for tid in tracee.tids
+                }
+            for tid, registers in remade.items():
+                tracee.set_registers(tid, registers)
+            halved = long_calls(calls)
+        fall_asleep(pid)
+        with stopped(sleepers, pid) as (_, calls):
+            now = long_calls(calls)
+        for tid, call in halved.items():
+            if call.number == EPOLL_WAIT:
+                continue  # has no restart block
+            assert now[tid].remaining_ns <= call.remaining_ns // 2 + 10**6, call
+            assert now[tid].remaining_ns > call.remaining_ns // 2 - 60 * 10**9, call
+
+
+def half(remote: Remote, tracee: Tracee, tid: Tid, call: TimedCall | None) -> Registers:
+    """Lose the thread's restart block, and make one with half of the time."""
+    registers = tracee.registers(tid)
+    if registers.error != ERESTART_RESTARTBLOCK or call is None:
+        return registers
+    other = TimedCall(NANOSLEEP, 5 * 10**9, exact=True)
+    remake_restart_block(remote, tracee, replace(registers, rsi=0), other)
+    remote.reset()
+    mine = replace(call, remaining_ns=call.remaining_ns // 2)
+    return remake_restart_block(remote, tracee, registers, mine)
+
+
+def test_a_call_that_is_over_at_once_gives_its_result(tmp_path: Path) -> None:
+    """A futex whose word is another by now says so, as it would have anyway."""
+    with Scenario("blocked_syscalls", tmp_path) as scenario:
+        scenario.ready()
+        sleepers = Sleepers(Pid(scenario.process.pid))
+        with stopped(sleepers, Pid(scenario.process.pid)) as (tracee, calls):
+            tid = next(
+                t for t, c in calls.items() if c.number == FUTEX and c.remaining_ns
+            )
+            registers = tracee.registers(tid)
+            tracee.memory.write(registers.rdi, b"\1\0\0\0")
+            with tracee.remote() as remote:
+                over = remake_restart_block(
+                    remote.on(tid), tracee, registers, calls[tid]
+                )
+            assert over.error == errno.EAGAIN
+            assert over.rip == registers.rip
+
+
+def test_a_call_that_nobody_knows_sees_EINTR(tmp_path: Path) -> None:
+    """Without its number a call cannot be made again: the kernel would say the same."""
+    with blocked(tmp_path) as (pid, _, _):
+        with stopped(Sleepers(pid), pid) as (tracee, calls):
+            tid = next(t for t, c in calls.items() if c.number == CLOCK_NANOSLEEP)
+            registers = tracee.registers(tid)
+            with tracee.remote() as remote:
+                unknown = remake_restart_block(remote.on(tid), tracee, registers, None)
+            assert unknown.error == errno.EINTR
