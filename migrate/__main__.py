@@ -5,9 +5,14 @@ import sys
 
 def main() -> None:
     """Run the command line; the exit code says how it ended."""
-    from migrate.cli import run
+    if sys.argv[1:2] == ["arrive"]:
+        # Only the agent says this, and a source waits for it: no detours.
+        from migrate import worker
 
-    sys.exit(run(sys.argv[1:]))
+        sys.exit(worker.main(sys.argv[2:]))
+    from migrate import cli
+
+    sys.exit(cli.run(sys.argv[1:]))
 
 
 if __name__ == "__main__":

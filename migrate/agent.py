@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import trio
 
 from migrate import arrival_leaf
-from migrate.errors import MigrateError
 from migrate.kernel.cgroups import NoUnifiedHierarchy
 from migrate.options import Peer
+from migrate.worker import COMMITTED
 from precopy.ids import Pid
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 # Family, and what bind(2) takes: host and port, for IPv6 also flow and scope.
 Address: TypeAlias = tuple[socket.AddressFamily, tuple[Any, ...]]
 
-COMMITTED: Final = b'{"committed": true}\n'  # what a worker reports before it thaws
 STOP_GRACE_S: Final = 15.0  # more than a roll-back takes; then a worker is killed
 BACKLOG: Final = 64
 
@@ -49,7 +48,7 @@ class Agent:
     """Listens until SIGTERM or SIGINT.
 
     ``worker`` is a command that takes ``--socket-fd N --report-fd N`` and does what
-    ``work`` does.
+    ``worker.py`` does.
     """
 
     def __init__(
@@ -196,45 +195,6 @@ class Agent:
         for worker in self._workers:
             self._log.warning("killed: it did not stop", worker=worker.pid)
             worker.kill()
-
-
-def work(socket_fd: int, report_fd: int | None, log: FilteringBoundLogger) -> int:
-    """Be the worker for one arrival on the socket that was inherited; the exit code.
-
-    SIGTERM asks for a roll-back. It ends what the peer can say, not what we can: if
-    Go has come before it the process arrives, and if not, the peer is told.
-    """
-    # None of it is for the process that arrives, nor for what it starts.
-    os.set_inheritable(socket_fd, False)
-    if report_fd is not None:
-        os.set_inheritable(report_fd, False)
-
-    def committed() -> None:
-        if report_fd is not None:
-            os.write(report_fd, COMMITTED)
-
-    with socket.socket(fileno=socket_fd) as connection:
-        # The description came from trio, for which nothing may block.
-        connection.setblocking(True)
-        signal.signal(signal.SIGTERM, lambda *_: _end_of_input(connection))
-        log = log.bind(worker=os.getpid())
-        try:
-            from migrate import destination
-
-            return destination.arrive(connection, committed=committed)
-        except MigrateError as error:
-            log.warning("not arrived", outcome=error.outcome.value, why=str(error))
-            return error.exit_code
-        except Exception:
-            log.exception("bug")
-            return 1
-
-
-def _end_of_input(connection: socket.socket) -> None:
-    try:
-        connection.shutdown(socket.SHUT_RD)
-    except OSError:
-        pass  # it has been closed, or the peer was quicker
 
 
 def _read_report(reports: int) -> bool:

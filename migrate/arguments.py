@@ -10,6 +10,7 @@ import click
 
 from migrate.errors import printable
 from migrate.options import (
+    Codec,
     MoveOptions,
     OnStall,
     OptionError,
@@ -91,8 +92,23 @@ def _asked(
         pid_policy=PidPolicy(pid_policy or PidPolicy.AUTO),
         **same_name,
     )
+    if ignored := _not_obeyed_yet(options):
+        raise click.UsageError(f"{ignored} is not there yet; leave it out.")
     manner = Manner(json, quiet, verbose, ProgressStyle(progress))
     return Asked(to, tuple(dict.fromkeys(pids)), options, manner)
+
+
+def _not_obeyed_yet(options: MoveOptions) -> str | None:
+    """What was asked for and would be passed over in silence."""
+    if options.bandwidth is not None:
+        return "--bandwidth"
+    if options.streams not in {None, 1}:
+        return "--streams above 1"
+    if options.compress.codec is Codec.ZSTD:
+        return "--compress zstd"
+    if options.tracker is TrackerChoice.SOFT_DIRTY:
+        return "--tracker soft-dirty"
+    return None
 
 
 def parsed(parse: Callable[[str], T]) -> Callable[..., T | None]:

@@ -84,9 +84,11 @@ def _is_orphan(path: str) -> bool:
         return False
     started = int(path.rpartition("/")[2].split("-")[4])
     try:
-        return procfs.stat(worker).start_time_ticks != started
+        now = procfs.stat(worker)
     except TaskVanished:
         return True
+    # A zombie has its pid until somebody waits for it, which may be never.
+    return now.start_time_ticks != started or now.state in "ZX"
 
 
 def _pid_namespace() -> int:

@@ -284,7 +284,7 @@ def _call_off(attempt: CancelScope, progress: Progress) -> None:
         _complain("The hand-over is under way and cannot be called off; wait for it.")
     else:
         progress.close()
-        _complain("Calling it off; the process goes on here.")
+        _complain("Calling it off.")
         attempt.cancel()
 
 
@@ -369,15 +369,3 @@ def agent(listen: Peer, trust_network: bool, workers: int, verbose: bool) -> int
         _complain(str(error))
         return Outcome.WRONG_ARGUMENTS.exit_code
     return 0
-
-
-@commands.command(hidden=True)
-@click.option("--socket-fd", type=click.IntRange(0), required=True)
-@click.option("--report-fd", type=click.IntRange(0))
-@click.option("-v", "--verbose", is_flag=True)
-def arrive(socket_fd: int, report_fd: int | None, verbose: bool) -> int:
-    """Be the agent's worker for one arrival."""
-    from migrate import agent as service
-    from migrate import logs
-
-    return service.work(socket_fd, report_fd, logs.start(verbose=verbose))

@@ -2,9 +2,9 @@
 
 ``python -m tests.live.agent_worker agent`` is the agent, with a worker of this module
 for each connection. A worker reads one line from it and does that. ``holds FATE``: put
-a child into a frozen leaf and tell its pid; at the next line die (``dies``), but say
-before that it commits (``commits``), and thaw as well (``thaws``). ``waits``: go on
-until SIGTERM.
+a child into a frozen leaf and tell its pid and ours; at the next line die (``dies``),
+but say before that it commits (``commits``), and thaw as well (``thaws``). ``waits``:
+go on until SIGTERM.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import trio
 from migrate import agent, arrival_leaf, logs
 from migrate.kernel import cgroups
 from migrate.options import Peer
+from migrate.worker import COMMITTED
 from precopy.ids import Pid
 
 WORKERS_MAX = 2
@@ -56,7 +57,7 @@ def work() -> None:
 
 
 def hold(connection: socket.socket, report_fd: int, fate: str) -> None:
-    """Freeze a child in a leaf, tell its pid, and end."""
+    """Freeze a child in a leaf, say who we are, and end."""
     # Like a process that arrives, it holds nothing of ours.
     child = subprocess.Popen(
         ["sleep", "600"],
@@ -71,10 +72,10 @@ def hold(connection: socket.socket, report_fd: int, fate: str) -> None:
     leaf.freeze()
     assert leaf.wait_frozen(10)
     if fate in {"commits", "thaws"}:
-        os.write(report_fd, agent.COMMITTED)
+        os.write(report_fd, COMMITTED)
     if fate == "thaws":
         leaf.thaw()
-    connection.send(f"{child.pid}\n".encode())
+    connection.send(f"{child.pid} {os.getpid()}\n".encode())
     connection.makefile("r").readline()
     os.kill(os.getpid(), signal.SIGKILL)
 

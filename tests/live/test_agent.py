@@ -92,11 +92,12 @@ def agent_for_tests() -> Iterator[RunningAgent]:
 
 
 class Held:
-    """A process in the leaf of a worker, watched by descriptor."""
+    """A process in the leaf of a worker, and the worker, watched by descriptor."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, worker: int) -> None:
         self.pid = Pid(pid)
         self._pidfd = os.pidfd_open(pid)
+        self._worker = os.pidfd_open(worker)
 
     def __enter__(self) -> "Held":
         return self
@@ -107,6 +108,12 @@ class Held:
         except ProcessLookupError:
             pass
         os.close(self._pidfd)
+        os.close(self._worker)
+
+    def end_worker(self, connection: socket.socket) -> None:
+        """Let the worker die, and wait until it has."""
+        connection.sendall(b"die\n")
+        assert select.select([self._worker], [], [], 30)[0]
 
     def ends(self, timeout_s: float = 30) -> bool:
         return bool(select.select([self._pidfd], [], [], timeout_s)[0])
@@ -118,17 +125,15 @@ class Held:
 def arrive(connection: socket.socket, fate: str) -> Held:
     """An arrival that is complete and frozen; it ends when the next line is sent."""
     connection.sendall(f"holds {fate}\n".encode())
-    return Held(int(connection.makefile("r").readline()))
-
-
-def end_worker(connection: socket.socket) -> None:
-    """Let it die, and wait until it has."""
-    connection.sendall(b"die\n")
-    assert connection.recv(1) == b""
+    with connection.makefile("r") as answer:
+        return Held(*map(int, answer.readline().split()))
 
 
 def leaves() -> list[str]:
-    return [path for path in cgroups.leaves() if "migrate-arrival-" in path]
+    """Those of our pid namespace: hosts of test beds have theirs in others."""
+    ours = cgroups.LEAF_PREFIX + arrival_leaf.transaction().rpartition("-")[0]
+    ours = ours.rpartition("-")[0]
+    return [path for path in cgroups.leaves() if f"/{ours}-" in path]
 
 
 def test_it_says_once_where_it_listens_and_stops_when_told() -> None:
@@ -172,7 +177,7 @@ def test_what_never_ran_dies_with_its_worker() -> None:
             with agent.connect() as connection, arrive(connection, "dies") as held:
                 assert held.is_in_a_leaf()
                 assert not held.ends(0)
-                end_worker(connection)
+                held.end_worker(connection)
                 assert held.ends()
         assert agent.stop() == 0
         assert agent.events().count("worker ended") == agent_worker.WORKERS_MAX + 1
@@ -184,7 +189,7 @@ def test_what_was_committed_runs_on(fate: str) -> None:
     """Without its worker, and without the agent; a worker may die before it thaws."""
     with agent_for_tests() as agent:
         with agent.connect() as connection, arrive(connection, fate) as held:
-            end_worker(connection)
+            held.end_worker(connection)
             assert agent.stop() == 0
             assert not held.ends(0)
             assert not held.is_in_a_leaf()
@@ -197,11 +202,11 @@ def test_one_worker_s_death_is_not_the_other_s() -> None:
     with agent_for_tests() as agent:
         with agent.connect() as one, agent.connect() as two:
             with arrive(one, "dies") as first, arrive(two, "dies") as second:
-                end_worker(one)
+                first.end_worker(one)
                 assert first.ends()
                 assert not second.ends(0)
                 assert second.is_in_a_leaf()
-                end_worker(two)
+                second.end_worker(two)
                 assert second.ends()
         assert agent.stop() == 0
 
@@ -237,8 +242,8 @@ def test_the_next_agent_settles_what_a_dead_one_left() -> None:
         with agent_for_tests():
             assert not frozen.ends(0)
             assert frozen.is_in_a_leaf(), "its worker is still there"
-        end_worker(one)
-        end_worker(two)
+        frozen.end_worker(one)
+        thawed.end_worker(two)
         assert len(leaves()) == 2
         with agent_for_tests():
             assert frozen.ends()

@@ -17,6 +17,7 @@ LONG: Final[dict[str, str]] = {}
 CATCH_ALL: Final = {
     "migrate/agent.py": "a line in the log, and the next arrival",
     "migrate/cli.py": "a sentence, and exit code 1",
+    "migrate/worker.py": "a line in the log; the source has heard, or hears silence",
     "migrate/tracer_thread.py": "raised again in the thread that asked",
 }
 

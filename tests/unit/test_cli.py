@@ -12,7 +12,7 @@ import trio.testing
 
 from migrate.cli import Depart, run
 from migrate.errors import InDoubt, MigrateError, Reason, Refused, RolledBack
-from migrate.options import MoveOptions, OnStall, Peer, PidPolicy, TrackerChoice
+from migrate.options import Codec, MoveOptions, OnStall, Peer, PidPolicy, TrackerChoice
 from migrate.progress import Progress
 from migrate.report import MovedProcess, Report
 from migrate.tracer_thread import TracerThread
@@ -62,7 +62,7 @@ def test_every_option_reaches_the_move() -> None:
     depart = Recorder()
     given = (
         "--downtime-limit 5 --max-rounds 3 --timeout 60 --on-stall abort "
-        "--bandwidth 200MB/s --streams 4 --compress zstd:3 --tracker everything "
+        "--streams 1 --compress none --tracker everything "
         "--pid any --dry-run"
     )
     assert run([*TO, *given.split(), "7"], depart=depart) == 0
@@ -71,12 +71,25 @@ def test_every_option_reaches_the_move() -> None:
     assert options.rounds_max == 3
     assert options.timeout_s == 60
     assert options.on_stall is OnStall.ABORT
-    assert options.bandwidth == 200_000_000
-    assert options.streams == 4
-    assert options.compress.level == 3
+    assert options.streams == 1
+    assert options.compress.codec is Codec.NONE
     assert options.tracker is TrackerChoice.EVERYTHING
     assert options.pid_policy is PidPolicy.ANY
     assert options.dry_run
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["--bandwidth 1M", "--streams 2", "--compress zstd", "--tracker soft-dirty"],
+)
+def test_what_is_not_there_yet_is_refused(
+    given: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A limit that is passed over in silence is worse than none."""
+    depart = Recorder()
+    assert run([*TO, *given.split(), "7"], depart=depart) == 2
+    assert depart.pids == ()
+    assert f"{given.split()[0]}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

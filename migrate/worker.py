@@ -1,0 +1,63 @@
+"""The process that receives one arrival: started by the agent, which waits for it.
+
+It starts while a source waits, so it imports neither trio nor the command line, and
+its log only when there is something to say.
+"""
+
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from migrate.errors import MigrateError, Outcome
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+COMMITTED: Final = b'{"committed": true}\n'  # what it reports before it thaws
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Receive on an inherited socket, ``--socket-fd N --report-fd N``; the exit code.
+
+    SIGTERM asks for a roll-back. It ends what the peer can say, not what we can: if
+    Go has come before it the process arrives, and if not, the peer is told.
+    """
+    given = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    socket_fd, report_fd = int(given["--socket-fd"]), int(given["--report-fd"])
+    # Neither is for the process that arrives, nor for what it starts.
+    os.set_inheritable(socket_fd, False)
+    os.set_inheritable(report_fd, False)
+
+    def committed() -> None:
+        os.write(report_fd, COMMITTED)
+
+    with socket.socket(fileno=socket_fd) as connection:
+        # The description came from trio, for which nothing may block.
+        connection.setblocking(True)
+        signal.signal(signal.SIGTERM, lambda *_: _end_of_input(connection))
+        try:
+            from migrate import destination
+
+            return destination.arrive(connection, committed=committed)
+        except MigrateError as error:
+            outcome = error.outcome
+            _log().warning("not arrived", outcome=outcome.value, why=error.message)
+            return outcome.exit_code
+        except Exception:
+            _log().exception("bug")
+            return Outcome.OUR_BUG.exit_code
+
+
+def _end_of_input(connection: socket.socket) -> None:
+    try:
+        connection.shutdown(socket.SHUT_RD)
+    except OSError:
+        pass  # it has been closed, or the peer was quicker
+
+
+def _log() -> "FilteringBoundLogger":
+    from migrate import logs
+
+    return logs.start(verbose=False).bind(worker=os.getpid())
