@@ -2,84 +2,20 @@
 
 import os
 import signal
-import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from migrate import preflight
-from migrate.errors import Reason
 from migrate.kernel import procfs
 from precopy.errors import TaskVanished
 from precopy.ids import Pid
-from tests.live.victim import NotArranged, Victim, running
-
-_C = """
-import ctypes, mmap, struct
-libc = ctypes.CDLL(None, use_errno=True)
-libc.mmap.restype = libc.shmat.restype = ctypes.c_void_p
-libc.syscall.restype = ctypes.c_long
-libc.mmap.argtypes = [ctypes.c_void_p, *[ctypes.c_long] * 5]
-def call(number, *words):
-    words = [ctypes.c_long(w) if isinstance(w, int) else w for w in words]
-    result = libc.syscall(ctypes.c_long(number), *words)
-    assert result >= 0, (number, ctypes.get_errno())
-    return result
-def address(size=4096, prot=3, flags=0x22, fd=-1):
-    result = libc.mmap(None, size, prot, flags, fd, 0)
-    assert result != 2**64 - 1, ctypes.get_errno()
-    return result
-"""
+from tests.live.refused import CALLS, alone, condition, refusals, sentence
 
 # What stays behind when a test kills its victim is its child's own business.
-_CHILD = _C + "os.fork() or (libc.prctl(1, 9), print(end=''), signal.pause())\n"
-
-
-@contextmanager
-def alone(arrange: str = "", command: Sequence[str] = ()) -> Iterator[Victim]:
-    """A victim of a session of its own, whose descriptors are pipes to us."""
-    with running(
-        arrange, command, stderr=subprocess.DEVNULL, start_new_session=True
-    ) as victim:
-        yield victim
-
-
-def refusals(pid: int) -> list[Reason]:
-    """What preflight says, with a look whether it is written as it must be."""
-    reasons = preflight.reasons(Pid(pid))
-    for reason in reasons:
-        assert reason.pid == pid and reason.message.endswith("."), reason
-        assert reason.message.isprintable(), reason
-    assert len(set(reasons)) == len(reasons)
-    return reasons
-
-
-def sentence(pid: int, kind: str) -> str:
-    """What is said about ``kind``, of which there is one refusal."""
-    found = refusals(pid)
-    (message,) = [reason.message for reason in found if reason.kind == kind] or [
-        f"nothing, but {[reason.kind for reason in found]}"
-    ]
-    return message
-
-
-def condition(pid: Pid) -> tuple[object, ...]:
-    """All that a look must leave as it is."""
-    status = procfs.status(pid)
-    return (
-        status.tracer,
-        status.signals,
-        status.threads,
-        procfs.read_maps(pid),
-        procfs.fds(pid),
-        procfs.cgroups(pid),
-        procfs.children(pid),
-        procfs.namespaces(pid),
-    )
+_CHILD = CALLS + "os.fork() or (libc.prctl(1, 9), print(end=''), signal.pause())\n"
 
 
 def test_an_ordinary_process_can_go() -> None:
@@ -143,7 +79,7 @@ def test_a_traced_process_names_its_tracer() -> None:
     with alone() as victim:
         before = condition(victim.pid)
         seize = f"assert libc.ptrace(0x4206, {victim.pid}, 0, 0) == 0"
-        with alone(_C + seize) as tracer:
+        with alone(CALLS + seize) as tracer:
             message = sentence(victim.pid, "tracer")
             assert f"is traced by pid {tracer.pid} (python" in message
             message = sentence(tracer.pid, "tracer")
@@ -223,19 +159,19 @@ def test_a_32_bit_program_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_another_namespace_is_named(flag: int, name: str) -> None:
-    with alone(_C + f"call(272, {flag})") as victim:
+    with alone(CALLS + f"call(272, {flag})") as victim:
         assert sentence(victim.pid, "namespace").startswith(
             f"pid {victim.pid} is in another {name} namespace than migrate."
         )
 
 
 def test_a_user_namespace_is_named() -> None:
-    with alone(_C + "call(272, 0x10000000)") as victim:
+    with alone(CALLS + "call(272, 0x10000000)") as victim:
         assert "is in another user namespace" in sentence(victim.pid, "namespace")
 
 
 def test_a_thread_in_another_namespace_is_named() -> None:
-    arrange = _C + (
+    arrange = CALLS + (
         "ready = threading.Event()\n"
         "def run():\n    call(272, 0x04000000)\n    ready.set()\n    signal.pause()\n"
         "threading.Thread(target=run, daemon=True).start()\nready.wait()"
@@ -248,9 +184,9 @@ def test_a_thread_in_another_namespace_is_named() -> None:
 
 
 def test_a_sandbox_is_not_shed() -> None:
-    with alone(_C + "libc.prctl(38, 1, 0, 0, 0)") as victim:
+    with alone(CALLS + "libc.prctl(38, 1, 0, 0, 0)") as victim:
         assert "may be confined by Landlock" in sentence(victim.pid, "no_new_privs")
-    arrange = _C + (
+    arrange = CALLS + (
         "allow = ctypes.create_string_buffer(struct.pack('<HBBI', 6, 0, 0, 0x7fff0000))"
         "\nfilter = struct.pack('<HxxxxxxQ', 1, ctypes.addressof(allow))\n"
         "assert libc.prctl(22, 2, filter) == 0"
@@ -260,7 +196,7 @@ def test_a_sandbox_is_not_shed() -> None:
 
 
 def test_capabilities_without_root_are_refused() -> None:
-    arrange = _C + "libc.prctl(8, 1, 0, 0, 0)\nos.setresuid(65534, 65534, 65534)"
+    arrange = CALLS + "libc.prctl(8, 1, 0, 0, 0)\nos.setresuid(65534, 65534, 65534)"
     with alone(arrange) as victim:
         assert (
             f"pid {victim.pid} of user 65534 has capabilities that come with no user"
@@ -278,7 +214,7 @@ def test_several_ids_are_refused() -> None:
 
 
 def test_a_thread_with_other_rights_is_named() -> None:
-    arrange = _C + (
+    arrange = CALLS + (
         "ready = threading.Event()\n"
         "def run():\n    libc.prctl(38, 1, 0, 0, 0)\n    ready.set()\n"
         "    signal.pause()\n"
@@ -308,166 +244,8 @@ def test_a_controlling_terminal_stays_here() -> None:
         assert f"pid {victim.pid} has a controlling terminal (/dev/pts/" in message
 
 
-_NOT_EVERYWHERE = frozenset(
-    {"aio", "guard_pages", "hugetlb", "io_uring", "memfd_secret", "protection_key"}
-    | {"sealed", "userfaultfd"}
-)
-
-
-def _replaced(name: str) -> str:
-    return (
-        _C + f"path = {name!r}\nopen(path, 'w').write('x' * 4096)\n"
-        "file = open(path, 'rb')\nkept = mmap.mmap(file.fileno(), 4096, prot=1)\n"
-        "file.close()\nos.unlink(path)\nopen(path, 'w').write('y' * 4096)"
-    )
-
-
-@pytest.mark.parametrize(
-    ("arrange", "kind", "what"),
-    [
-        ("address(flags=0x21)", "shared_memory", "has shared anonymous memory"),
-        (
-            "fd = os.memfd_create('x')\nos.ftruncate(fd, 4096)\n"
-            "address(flags=1, fd=fd)\nos.close(fd)",
-            "memfd",
-            "has a memfd",
-        ),
-        (
-            "shm = libc.shmget(0, 4096, 0o1600)\nlibc.shmat(shm, None, 0)\n"
-            "libc.shmctl(shm, 0, None)",
-            "sysv_shm",
-            "has System V shared memory",
-        ),
-        (
-            "fd = call(447, 0)\nos.ftruncate(fd, 4096)\naddress(flags=1, fd=fd)\n"
-            "os.close(fd)",
-            "memfd_secret",
-            "has secret memory",
-        ),
-        (
-            "ring = ctypes.c_ulong(0)\ncall(206, 8, ctypes.byref(ring))",
-            "aio",
-            "has the ring of an AIO context",
-        ),
-        (
-            "ring = ctypes.create_string_buffer(120)\nfd = call(425, 8, ring)\n"
-            "address(flags=1, fd=fd)\nos.close(fd)",
-            "io_uring",
-            "has the rings of an io_uring",
-        ),
-        ("address(1 << 21, flags=0x44022)", "hugetlb", "has huge pages"),
-        (
-            "fd = call(323, 1)\napi = ctypes.create_string_buffer(24)\n"
-            "api[0] = 0xaa\nassert libc.ioctl(fd, 0xc018aa3f, api) == 0\n"
-            "area = struct.pack('<QQQQ', address(), 4096, 1, 0)\n"
-            "assert libc.ioctl(fd, 0xc020aa00, area) == 0",
-            "userfaultfd",
-            "has memory under userfaultfd(2)",
-        ),
-        ("call(28, address(), 4096, 102)", "guard_pages", "has guard pages"),
-        ("call(462, address(), 4096, 0)", "sealed", "has sealed memory"),
-        (
-            "key = call(330, 0, 0)\ncall(329, address(), 4096, 3, key)",
-            "protection_key",
-            "has memory under protection keys",
-        ),
-        (
-            "lines = open('/proc/self/maps').read().splitlines()\n"
-            "line, = [line for line in lines if '[vvar_vclock]' in line]\n"
-            "start, end = (int(a, 16) for a in line.split()[0].split('-'))\n"
-            "call(25, start, end - start, end - start, 3, address(end - start))",
-            "vdso",
-            "The kernel's own mappings",
-        ),
-    ],
-    ids=lambda value: value if value.isidentifier() else "",
-)
-def test_memory_that_cannot_be_made_again_is_refused(
-    arrange: str, kind: str, what: str
-) -> None:
-    try:
-        with alone(f"{_C}\n{arrange}") as victim:
-            before = condition(victim.pid)
-            message = sentence(victim.pid, kind)
-            assert what in message and str(victim.pid) in message
-            assert condition(victim.pid) == before
-            assert victim.answers()
-    except NotArranged:
-        if kind not in _NOT_EVERYWHERE:
-            raise
-        pytest.skip(f"this kernel or machine has no {kind}")
-
-
-def test_a_semaphore_that_would_be_undone_is_refused() -> None:
-    arrange = _C + (
-        f"sem = libc.semget({os.getpid()}, 1, 0o1600)\n"
-        "assert libc.semop(sem, struct.pack('<HhH', 0, 1, 0x1000), 1) == 0"
-    )
-    try:
-        with alone(arrange) as victim:
-            assert "System V semaphore that is to be undone when it ends" in sentence(
-                victim.pid, "semaphore"
-            )
-    finally:
-        subprocess.run(["ipcrm", "-S", str(os.getpid())], check=True)
-
-
-def test_a_mapped_file_must_still_have_its_name(tmp_path: Path) -> None:
-    name = str(tmp_path / "data (deleted)")
-    with alone(_replaced(name)) as victim:
-        message = sentence(victim.pid, "mapped_file")
-        assert f"has the file {name} (deleted), which is no longer there" in message
-    with alone(_replaced(name).replace("os.unlink(path)\n", "")) as victim:
-        assert refusals(victim.pid) == []
-
-
-def test_private_memory_of_dev_zero_may_go() -> None:
-    arrange = "fd = os.open('/dev/zero', 2)\naddress(flags=2, fd=fd)\nos.close(fd)"
-    with alone(f"{_C}\n{arrange}") as victim:
-        assert refusals(victim.pid) == []
-
-
-def _deleted(program: Path) -> None:
-    program.unlink()
-
-
-def _setuid(program: Path) -> None:
-    program.chmod(0o755 | stat.S_ISUID)
-
-
-def _capable(program: Path) -> None:
-    # struct vfs_cap_data, revision 2, CAP_NET_RAW: linux/capability.h
-    data = bytes.fromhex("0000000200200000000000000000000000000000")
-    os.setxattr(program, "security.capability", data)
-
-
-@pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        (_deleted, "that file is no longer there under its name"),
-        (_setuid, "gives its user more rights than he has"),
-        (_capable, "gives its user more rights than he has"),
-    ],
-)
-def test_the_program_must_be_there_and_be_plain(
-    tmp_path: Path, change: Callable[[Path], None], what: str
-) -> None:
-    program = tmp_path / "sleep"
-    program.write_bytes(Path("/bin/sleep").read_bytes())
-    program.chmod(0o755)
-    child = subprocess.Popen(
-        [program, "1000"], start_new_session=True, stderr=subprocess.DEVNULL
-    )
-    try:
-        change(program)
-        assert what in sentence(child.pid, "executable")
-    finally:
-        child.kill()
-        child.wait()
-
-
 def test_what_another_process_shares_is_refused() -> None:
-    arrange = _C + (
+    arrange = CALLS + (
         "if not call(56, 0x400 | signal.SIGCHLD, 0, 0, 0, 0):\n"
         "    libc.prctl(1, 9)\n    signal.pause()"
     )
@@ -480,7 +258,7 @@ def test_what_another_process_shares_is_refused() -> None:
 
 def test_descriptors_are_refused_by_their_kinds() -> None:
     arrange = (
-        _C + "import socket\nkept = socket.socket()\nos.dup2(kept.fileno(), 77)\n"
+        CALLS + "import socket\nkept = socket.socket()\nos.dup2(kept.fileno(), 77)\n"
         "os.dup2(call(447, 0), 78)"
     )
     with alone(arrange) as victim:
@@ -490,7 +268,7 @@ def test_descriptors_are_refused_by_their_kinds() -> None:
 
 
 def test_everything_is_said_at_once() -> None:
-    arrange = _C + (
+    arrange = CALLS + (
         "address(flags=0x21)\ncall(272, 0x04000000)\nlibc.prctl(38, 1, 0, 0, 0)\n"
         "import socket\nkept = socket.socket()"
     )
@@ -525,7 +303,9 @@ def test_a_process_of_another_user_is_not_ours_to_look_at() -> None:
 
 
 def test_notes_tell_what_will_be_different() -> None:
-    with alone(_C + "assert libc.mlock(ctypes.c_void_p(address()), 4096) == 0") as own:
+    with alone(
+        CALLS + "assert libc.mlock(ctypes.c_void_p(address()), 4096) == 0"
+    ) as own:
         notes = preflight.notes(own.pid)
         assert any("will see it end" in note for note in notes)
         assert any("has locked memory" in note for note in notes)
