@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cmp_to_key
 from itertools import groupby
-from typing import Final
+from typing import Final, TypeAlias
 
 from migrate.errors import printable
 from migrate.kernel import kcmp
@@ -62,27 +62,33 @@ class Descriptors:
         return [sorted(numbers) for numbers in found]
 
 
-def dump(source: Source) -> Descriptors:
+# What the last dump() saw and made of it, by the lowest number of each description.
+Memory: TypeAlias = dict[int, tuple[FdView, Dumped]]
+
+
+def dump(source: Source, memory: Memory | None = None) -> Descriptors:
     """Every descriptor of ``source.views``, and which of them are one description.
+
+    ``memory`` is empty at the first call and is handed over again at the next: what
+    looks the same is not asked again.
 
     Raises:
         CannotCarry: one of them cannot travel.
     """
+    memory = {} if memory is None else memory
     groups = _descriptions(source.views)
-    _require_no_owner(source, [group[0] for group in groups])
+    known = [_remembered(group[0], memory) for group in groups]
+    _require_no_owner(
+        source, [g[0] for g, dumped in zip(groups, known, strict=True) if not dumped]
+    )
+    memory.clear()
     descriptions = []
     slots = []
-    for index, group in enumerate(groups):
+    for index, (group, remembered) in enumerate(zip(groups, known, strict=True)):
         view = group[0]
-        module = table.claim(view)
-        if module is None:
-            raise CannotCarry(
-                _NAME,
-                f"fd {view.number} of pid {view.pid} {stranger(view)}",
-                pid=view.pid,
-                fd=view.number,
-            )
-        descriptions.append(table.pack(module.KIND, module.dump(source, view)))
+        dumped = remembered or _dump_one(source, view)
+        memory[view.number] = view, dumped
+        descriptions.append(dumped)
         slots += [
             Slot(v.number, index, bool(v.info.flags & os.O_CLOEXEC)) for v in group
         ]
@@ -283,6 +289,25 @@ class _Pass:
         else:
             flags = os.O_CLOEXEC if slot.close_on_exec else 0
             batch.add("dup3", held, slot.number, flags)
+
+
+def _remembered(view: FdView, memory: Memory) -> Dumped | None:
+    before, dumped = memory.get(view.number, (None, None))
+    if dumped is None or before != view or not table.kind(dumped.kind).in_view:
+        return None
+    return dumped
+
+
+def _dump_one(source: Source, view: FdView) -> Dumped:
+    module = table.claim(view)
+    if module is None:
+        raise CannotCarry(
+            _NAME,
+            f"fd {view.number} of pid {view.pid} {stranger(view)}",
+            pid=view.pid,
+            fd=view.number,
+        )
+    return table.pack(module.KIND, module.dump(source, view))
 
 
 def _finish(new: Descriptors, target: Target) -> None:

@@ -24,7 +24,7 @@ class Device:
     flags: int  # access mode and status flags, as open(2) takes them
 
 
-KIND = Kind("device", 1, Scope.DESCRIPTOR, Device)
+KIND = Kind("device", 1, Scope.DESCRIPTOR, Device, in_view=True)
 
 # Documentation/admin-guide/devices.txt, major 1
 _MAJOR: Final = 1

@@ -29,7 +29,7 @@ class Directory:
     inode: int  # tells whether it is the same file system, if the position matters
 
 
-KIND = Kind("directory", 1, Scope.DESCRIPTOR, Directory)
+KIND = Kind("directory", 1, Scope.DESCRIPTOR, Directory, in_view=True)
 
 _AT_FDCWD: Final = -100
 _KEPT_FLAGS: Final = os.O_NONBLOCK | os.O_NOATIME

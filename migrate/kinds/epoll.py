@@ -110,6 +110,11 @@ def update(old: Epoll, new: Epoll, target: Target, fd: RemoteFd) -> bool:
 
 def finish(record: Epoll, target: Target, fd: RemoteFd) -> None:
     """Register what is to be, and nothing else."""
+    if not all(
+        0 <= watch.events < 1 << 32 and 0 <= watch.data < 1 << 64
+        for watch in record.watches
+    ):
+        raise CannotCarry(KIND.name, "The peer sent an epoll set that is none.")
     info = procfs.fd(target.pid, fd).info
     standing = {
         found.fd: Watch(found.fd, found.events, found.data)

@@ -24,7 +24,7 @@ class Eventfd:
     nonblocking: bool
 
 
-KIND = Kind("eventfd", 1, Scope.DESCRIPTOR, Eventfd, exclusive=True)
+KIND = Kind("eventfd", 1, Scope.DESCRIPTOR, Eventfd, exclusive=True, in_view=True)
 
 _EFD_SEMAPHORE: Final = 1
 _EFD_NONBLOCK: Final = os.O_NONBLOCK

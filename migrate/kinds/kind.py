@@ -52,6 +52,7 @@ class Kind:
     after: tuple[str, ...] = ()  # kinds of the same scope that are restored first
     late: bool = False  # dumped and restored in the frozen section only
     exclusive: bool = False  # a descriptor: refused if another process holds it too
+    in_view: bool = False  # a descriptor: equal views of it have equal records
 
 
 class CannotCarry(Exception):

@@ -60,6 +60,7 @@ _LINK: Final = "pipe:["
 _ANCHOR: Final = -1  # beside the access modes: a number of no end in particular
 _READ_BYTES: Final = 1 << 20
 _TEE_BYTES_MAX: Final = 1 << 30
+_CAPACITY_BYTES_MAX: Final = 1 << 30  # an int in the kernel
 _PACKET_BYTES_MAX: Final = 4096  # PIPE_BUF: longer writes are split (pipe(2))
 _SPLICE_F_NONBLOCK: Final = 2
 _TWO_INTS: Final = struct.Struct("<ii")
@@ -229,6 +230,10 @@ def _write_contents(contents: Contents, fd: int) -> None:
 
 
 def _set_capacity(fd: int, capacity_bytes: int) -> None:
+    if not 0 < capacity_bytes <= _CAPACITY_BYTES_MAX:
+        raise CannotCarry(
+            KIND.name, f"A pipe came with {capacity_bytes} bytes of room."
+        )
     try:
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, capacity_bytes)
     except OSError as error:

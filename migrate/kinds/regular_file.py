@@ -30,7 +30,9 @@ class RegularFile:
     size: int  # bytes: the file must not be shorter
 
 
-KIND = Kind("regular_file", 1, Scope.DESCRIPTOR, RegularFile)
+# Its size is not in view, but a file that has grown since is not shorter; and one that
+# has lost its name is seen by its link.
+KIND = Kind("regular_file", 1, Scope.DESCRIPTOR, RegularFile, in_view=True)
 
 _AT_FDCWD: Final = -100
 _DELETED: Final = " (deleted)"

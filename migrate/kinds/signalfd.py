@@ -24,7 +24,7 @@ class Signalfd:
     nonblocking: bool
 
 
-KIND = Kind("signalfd", 1, Scope.DESCRIPTOR, Signalfd, exclusive=True)
+KIND = Kind("signalfd", 1, Scope.DESCRIPTOR, Signalfd, exclusive=True, in_view=True)
 
 _SIGSET_BYTES: Final = 8
 

@@ -53,6 +53,7 @@ def _modules() -> dict[str, ModuleType]:
     return {name: found[name] for name in TopologicalSorter(graph).static_order()}
 
 
+@functools.cache
 def _scoped(scope: Scope) -> tuple[ModuleType, ...]:
     return tuple(m for m in _modules().values() if m.KIND.scope is scope)
 

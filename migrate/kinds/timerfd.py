@@ -135,7 +135,7 @@ def _look(process: Source, view: FdView) -> TimerfdInfo:
 
 
 def _set(record: Timerfd, target: Target, fd: RemoteFd) -> None:
-    for name in ("value_ns", "interval_ns"):
+    for name in ("value_ns", "interval_ns", "ticks"):
         if not 0 <= getattr(record, name) <= _TIME_MAX_NS:
             raise CannotCarry(KIND.name, f"The peer sent a timerfd of bad {name}.")
     flags = record.settime_flags & _SETTIME_FLAGS

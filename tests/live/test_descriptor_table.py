@@ -20,6 +20,7 @@ from migrate.kernel import procfs
 from migrate.kinds import table
 from migrate.kinds.kind import CannotCarry, Source
 from migrate.kinds.pipe import Pipe
+from migrate.kinds.regular_file import RegularFile
 from precopy.ids import Pid
 from tests.live.scenarios.harness import Scenario
 from tests.live.test_descriptor_kinds import being_built, looked_at
@@ -28,13 +29,18 @@ EVENT = bytes([1, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0])  # EPOLLIN, data 7
 
 
 def essence(found: Descriptors) -> tuple[object, ...]:
-    """What two equal tables have in common: not the pipes' inodes."""
+    """What two equal tables have in common: not the pipes' inodes.
+
+    Nor the sizes of files: what is remembered of one may be older than the file.
+    """
     pipes: dict[int, int] = {}
     records: list[Any] = []
     for dumped in found.descriptions:
         record = table.unpack(dumped)
         if isinstance(record, Pipe):
             record = replace(record, pipe=pipes.setdefault(record.pipe, len(pipes)))
+        if isinstance(record, RegularFile):
+            record = replace(record, size=0)
         records.append(record)
     return tuple(records), found.slots
 
@@ -164,13 +170,15 @@ def test_any_table_becomes_any_other(
     """However the source's table changes, the target's is the same after each pass."""
     chance = random.Random(seed)
     standing: Descriptors | None = None
+    memory: descriptors.Memory = {}
     for _ in range(12):
         with looked_at(two[0]) as source:
             meddler = Meddler(source, chance, tmp_path)
             for _ in range(chance.randrange(25)):
                 meddler.step()
             source.views = procfs.fds(source.pid)
-            wanted = descriptors.dump(source)
+            wanted = descriptors.dump(source, memory)
+            assert essence(wanted) == essence(descriptors.dump(source))
         with being_built(two[1]) as target:
             descriptors.restore(wanted, target, standing)
         with looked_at(two[1]) as source:
