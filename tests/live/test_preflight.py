@@ -14,7 +14,7 @@ from precopy.errors import TaskVanished
 from precopy.ids import Pid
 from tests.live.refused import CALLS, alone, condition, refusals, sentence
 
-# What stays behind when a test kills its victim is its child's own business.
+# A child that does not outlive its parent (PR_SET_PDEATHSIG).
 _CHILD = CALLS + "os.fork() or (libc.prctl(1, 9), print(end=''), signal.pause())\n"
 
 
