@@ -147,6 +147,11 @@ def test_a_command_holds_nothing_from_outside(bed: TestBed, tmp_path: Path) -> N
     assert terminal == "0"
 
 
+def test_a_command_gets_the_signals_that_python_ignores(bed: TestBed) -> None:
+    done = bed.host("a").run(["sh", "-c", "kill -PIPE $$"])
+    assert done.returncode == -signal.SIGPIPE
+
+
 def test_output_goes_where_it_is_told(bed: TestBed, tmp_path: Path) -> None:
     host = bed.host("a")
     out = tmp_path / "out"
@@ -242,6 +247,7 @@ from migrate.testbed import TestBed
 bed = TestBed()
 host = bed.host("a")
 process = host.popen(["sleep", "1000"])
+(host.cgroup / "cgroup.freeze").write_text("1")  # so none of them can help
 print(bed.keeper_pid, host.pid, process.pid, host.cgroup, flush=True)
 input()
 """
