@@ -6,8 +6,11 @@ deadline or until ``shutdown`` is called from another thread. Nothing here waits
 event loop, so the frozen section of a migration may use it.
 
 trio is the shell around it: ``connect`` and ``listen`` are its two doors, and what
-comes out of them is an ordinary socket.
+comes out of them is an ordinary socket. It is imported at those doors, since it takes
+longer to import than all the rest, and a worker that was handed its socket needs none.
 """
+
+from __future__ import annotations
 
 import errno
 import os
@@ -17,9 +20,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Self, TypeVar
-
-import trio
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from transport import messages as m
 from transport.connection import Buffer, Connection
@@ -31,6 +32,9 @@ from transport.errors import (
 )
 from transport.frames import Frame, FrameDecoder
 from transport.states import Role, State
+
+if TYPE_CHECKING:
+    import trio
 
 TIMEOUT_S: Final = 30.0
 # How long sent bytes may stay unacknowledged, or unsent because the peer does not read,
@@ -356,6 +360,8 @@ async def connect(host: str, port: int, *, deadline_s: float) -> Channel:
         PeerTimedOut: nobody answered within ``deadline_s``.
         ConnectionLost: the name is unknown or nobody listens.
     """
+    import trio
+
     try:
         with trio.fail_after(deadline_s):
             stream = await trio.open_tcp_stream(host, port)
@@ -376,6 +382,8 @@ async def listen(host: str | None, port: int) -> list[trio.SocketListener]:
     Raises:
         OSError: the address is taken or not ours.
     """
+    import trio
+
     return list(await trio.open_tcp_listeners(port, host=host))
 
 
@@ -388,6 +396,7 @@ async def serve(
     The socket is the callee's: an ordinary one, which can go on in a worker process as
     a number and there become ``Channel(socket.socket(fileno=number), …)``.
     """
+    import trio
 
     async def handle(stream: trio.SocketStream) -> None:
         await arrive(_plain(stream.socket))
