@@ -242,7 +242,7 @@ def test_shutdown_wakes_a_receiver(
 ) -> None:
     """Who waits for the peer's word learns at once that we gave up, even in doubt."""
     source, _ = channels
-    future = waiting(threads, lambda: source.receive(timeout_s=600.0))
+    future = waiting(threads, lambda: source.receive(timeout_s=2 * SOON_S))
     source.shutdown()
     with pytest.raises(ConnectionLost, match="shut down from our side"):
         future.result(SOON_S)

@@ -71,7 +71,7 @@ def test_numbers_are_what_they_were() -> None:
     """Enums on the wire are hand-written numbers too, none of them zero."""
     assert {c.name: c.value for c in m.Codec} == {"NONE": 1, "ZSTD": 2}
     policies = {p.name: p.value for p in m.PidPolicy}
-    assert policies == {"KEEP": 1, "ANY": 2, "NEW_NAMESPACE": 3}
+    assert policies == {"KEEP": 1, "ANY": 2, "NEW_NAMESPACE": 3, "AUTO": 4}
 
 
 @samples
@@ -246,7 +246,7 @@ def test_every_bound_holds_on_both_sides(message: m.AnyMessage) -> None:
         (0, [3]),
         (0, [0]),
         (3, 0),
-        (3, 4),
+        (3, 5),
         (3, True),
         (6, 5000),  # no power of two
         (8, [["a", "1"], ["a", "2"]]),
