@@ -32,7 +32,7 @@ NANOSLEEP, POLL, FUTEX, CLOCK_NANOSLEEP, EPOLL_WAIT = 35, 7, 202, 230, 232
 @contextmanager
 def blocked(folder: Path) -> Iterator[tuple[Pid, Scenario, Ready]]:
     """The scenario, its threads blocking; at the end it must be content."""
-    with Scenario("blocked_syscalls", folder) as scenario:
+    with Scenario("blocked_syscalls", folder, "sockets") as scenario:
         ready = scenario.ready()
         yield Pid(scenario.process.pid), scenario, ready
         tell_moved(scenario.process.pid, ready)

@@ -1,5 +1,6 @@
 // Threads that block in every way there is: none notices that it was stopped, and a
-// sleep that is cut short by a signal knows how much of it is left.
+// sleep that is cut short by a signal knows how much of it is left. With an argument,
+// sockets too.
 #define _GNU_SOURCE
 #include <linux/futex.h>
 #include <poll.h>
@@ -107,7 +108,7 @@ static long pause_for_ever(void) { return pause(); }
 static const struct call {
     const char *name;
     long (*block)(void);
-    int answer; // 0: broken off by a signal in the end; otherwise what it gives
+    int answer; // 0: broken off by a signal in the end; -2: gives 0; else what it gives
 } calls[] = {
     {"nanosleep", sleep_without_rest, 0},
     {"nanosleep, rest", sleep_with_rest, 0},
@@ -122,12 +123,12 @@ static const struct call {
     {"epoll_wait", epoll_for_long, 1},
     {"epoll_wait, endless", epoll_for_ever, 1},
     {"sigtimedwait", wait_for_signal, 1},
-    {"recv", receive, 1},
     {"eventfd", read_event, 1},
-    {"recv, SO_RCVTIMEO", receive_with_timeout, 1},
     {"pause", pause_for_ever, 0},
+    {"recv", receive, 1},
+    {"recv, SO_RCVTIMEO", receive_with_timeout, 1},
 };
-enum { CALLS = sizeof calls / sizeof *calls };
+enum { CALLS = sizeof calls / sizeof *calls, SOCKET_CALLS = 2 };
 
 static struct {
     pthread_t thread;
@@ -170,35 +171,38 @@ int main(int argc, char **argv)
     NEED(sigprocmask(SIG_BLOCK, &mask, NULL) == 0);
     NEED(sigaction(SIGUSR1, &(struct sigaction){.sa_handler = on_usr1}, NULL) == 0);
     NEED(pipe2(pipes, O_CLOEXEC) == 0);
-    int pairs[2][2];
-    for (int i = 0; i < 2; i++) {
+    int with_sockets = argc > 2, pairs[2][2];
+    int count = with_sockets ? CALLS : CALLS - SOCKET_CALLS;
+    for (int i = 0; with_sockets && i < 2; i++) {
+        struct timeval timeout = {i ? LONG_S : 0, 0};
         NEED(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pairs[i]) == 0);
         sockets[i] = pairs[i][0];
+        NEED(setsockopt(sockets[i], SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof timeout) ==
+             0);
+    }
+    for (int i = 0; i < 2; i++) {
         NEED((epolls[i] = epoll_create1(EPOLL_CLOEXEC)) >= 0);
         struct epoll_event wanted = {.events = EPOLLIN};
         NEED(epoll_ctl(epolls[i], EPOLL_CTL_ADD, pipes[0], &wanted) == 0);
     }
-    struct timeval long_timeout = {LONG_S, 0};
-    NEED(setsockopt(sockets[1], SOL_SOCKET, SO_RCVTIMEO, &long_timeout,
-                    sizeof long_timeout) == 0);
     NEED((event = eventfd(0, EFD_CLOEXEC)) >= 0);
-    for (long i = 0; i < CALLS; i++)
+    for (long i = 0; i < count; i++)
         NEED(pthread_create(&state[i].thread, NULL, run, (void *)i) == 0);
-    for (int i = 0; i < CALLS; i++)
+    for (int i = 0; i < count; i++)
         while (!state[i].tid || !sleeps(state[i].tid))
             nanosleep(&(struct timespec){0, 1000000}, NULL);
     scenario_ready();
     scenario_wait_moved();
 
-    for (int i = 0; i < CALLS; i++)
+    for (int i = 0; i < count; i++)
         CHECK(!state[i].returned, "%s returned %ld, %s", calls[i].name, state[i].result,
               strerror(state[i].error));
     NEED(write(pipes[1], "x", 1) == 1);
-    for (int i = 0; i < 2; i++)
+    for (int i = 0; with_sockets && i < 2; i++)
         NEED(write(pairs[i][1], "x", 1) == 1);
     NEED(write(event, &(uint64_t){1}, sizeof(uint64_t)) == sizeof(uint64_t));
     syscall(SYS_futex, &word, FUTEX_WAKE, 100, NULL, NULL, 0);
-    for (int i = 0; i < CALLS; i++) {
+    for (int i = 0; i < count; i++) {
         if (calls[i].answer == 0 && !state[i].returned)
             NEED(pthread_kill(state[i].thread, SIGUSR1) == 0);
         if (calls[i].block == wait_for_signal && !state[i].returned)
