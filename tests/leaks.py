@@ -10,6 +10,7 @@ parent, but keeps the environment that it was started with. A file or a cgroup t
 bears the pid of a living stranger in its name is the stranger's.
 """
 
+import fnmatch
 import gc
 import os
 import re
@@ -140,8 +141,10 @@ def _cgroups() -> Iterator[str]:
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         mount, _, superblock = line.partition(" - ")
         if superblock.split()[0] == "cgroup2":
-            top = Path(mount.split()[4])
-            yield from (str(path) for path in top.rglob(OURS) if path.is_dir())
+            # Not rglob(): others make and remove theirs while we look, and it gives
+            # up at the first folder that has gone.
+            for folder, names, _ in os.walk(mount.split()[4]):
+                yield from (f"{folder}/{name}" for name in fnmatch.filter(names, OURS))
 
 
 def _names(folder: str) -> Iterator[str]:
