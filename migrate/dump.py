@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from migrate import descriptors
+from migrate.errors import printable
 from migrate.image import FrozenProcess, FrozenTask, Process, Task
 from migrate.kernel import procfs
 from migrate.kernel.blocked_syscalls import TimedCall
@@ -39,7 +40,8 @@ def outline(source: Source) -> Process:
         process_group=_own(stat.process_group, pid, status.pids_in_namespaces[-1]),
         session=_own(stat.session, pid, status.pids_in_namespaces[-1]),
         executable=os.fsencode(os.readlink(f"/proc/{pid}/exe")),
-        comm=status.name,
+        # For people; the kind `comm` carries the bytes, which need not be UTF-8.
+        comm=printable(status.name),
         uids=(status.uids.real, status.uids.effective, status.uids.saved),
         gids=(status.gids.real, status.gids.effective, status.gids.saved),
         groups=status.groups,
