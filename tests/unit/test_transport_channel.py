@@ -1,7 +1,6 @@
 """The channel: words and pages over real sockets, and every way a link can fail."""
 
 import contextlib
-import errno
 import socket
 import threading
 import tracemalloc
@@ -9,11 +8,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
-import trio
 
 from tests.unit.transport_samples import OPTIONS, REASON
 from transport import messages as m
-from transport.channel import Channel, PeerGaveUp, connect, listen, serve
+from transport.channel import Channel, PeerGaveUp
 from transport.connection import Buffer
 from transport.errors import (
     ConnectionLost,
@@ -480,68 +478,3 @@ def test_a_dead_peer_is_noticed_by_the_kernel() -> None:
         assert near.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert near.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         assert near.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 10_000
-
-
-def test_connect_and_serve() -> None:
-    """What trio connects and accepts are channels for ordinary threads."""
-
-    def arrive(sock: socket.socket) -> None:
-        with Channel(sock, Role.DESTINATION) as channel:
-            channel.send(m.Welcome.ours("test"))
-            channel.expect(m.Hello)
-            channel.close(drain_s=SOON_S)
-
-    def depart(channel: Channel) -> m.Welcome:
-        welcome = channel.expect(m.Welcome)
-        channel.send(m.Hello(1, b"x" * 16))
-        return welcome
-
-    async def main() -> None:
-        (listener,) = await listen("127.0.0.1", 0)
-        port = listener.socket.getsockname()[1]
-
-        async def arrival(sock: socket.socket) -> None:
-            await trio.to_thread.run_sync(arrive, sock)
-
-        with trio.fail_after(SOON_S):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(serve, [listener], arrival)
-                for _ in range(3):
-                    with await connect("127.0.0.1", port, deadline_s=SOON_S) as channel:
-                        welcome = await trio.to_thread.run_sync(depart, channel)
-                        assert welcome == m.Welcome.ours("test")
-                nursery.cancel_scope.cancel()
-
-    trio.run(main)
-
-
-def test_nobody_listens() -> None:
-    """A refused connection is told with host, port and the kernel's reason."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    with pytest.raises(ConnectionLost, match=rf"127\.0\.0\.1 port {port}.*refused"):
-        trio.run(lambda: connect("127.0.0.1", port, deadline_s=SOON_S))
-
-
-def test_an_unknown_name() -> None:
-    """A name that does not exist is told, too (RFC 6761 reserves .invalid)."""
-    with pytest.raises(ConnectionLost, match=r"host\.invalid port 1"):
-        trio.run(lambda: connect("host.invalid", 1, deadline_s=SOON_S))
-
-
-def test_nobody_answers() -> None:
-    """A host that does not answer is given up at the deadline."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen(0)
-        with contextlib.ExitStack() as stack:
-            # Fill the queue of connections: further ones get no answer (listen(2)).
-            for _ in range(4):
-                filler = stack.enter_context(socket.socket())
-                filler.setblocking(False)
-                assert filler.connect_ex(server.getsockname()) in (
-                    0,
-                    errno.EINPROGRESS,
-                )
-            with pytest.raises(PeerTimedOut, match="no answer in"):
-                trio.run(lambda: connect(*server.getsockname(), deadline_s=0.2))
