@@ -73,7 +73,8 @@ int64_t page_list_run(struct page_scan *scan);
 // UFFDIO_API with what asynchronous write-protection needs. 0 or -errno.
 int64_t uffd_begin(int32_t uffd);
 
-// UFFDIO_REGISTER for write-protection. 0 or -errno.
+// UFFDIO_REGISTER for write-protection, with no page protected. 0 or -errno, and then
+// some of it may be registered.
 int64_t uffd_register(int32_t uffd, uint64_t start, uint64_t end);
 
 // ---- pages.c: the bytes themselves

@@ -8,8 +8,12 @@ step (Documentation/admin-guide/mm/pagemap.rst, userfaultfd.rst).
 What is hard about it, and what we do:
 
 * New mappings are not registered. Each take registers what is new in the address space
-  that it is given, and all of it counts as written: before Linux 6.13 pages that were
-  moved (mremap(2)) kept a protection that nobody minds.
+  that it is given, and all of it counts as written.
+* A mapping can lose its registration and keep its pages: mremap(2) of an untouched
+  mapping to a place between two registered ones makes one of all three, without. The
+  marks of protection stay in the page table, where the first write makes the page
+  writable and leaves its mark: it would look protected, and be written unseen. So
+  whatever is registered, for the first time or again, has its marks taken off.
 * What the address space says is older than the scan that follows. A mapping may be
   replaced between them and its pages protected before anybody knows that it is another
   one. So what a change of the address space empties counts as written, too.
@@ -30,6 +34,7 @@ What is hard about it, and what we do:
 
 import errno
 import os
+from collections.abc import Iterable
 from typing import Final, Self
 
 from precopy._native import lib
@@ -116,11 +121,10 @@ class UffdWpTracker:
         for _ in range(REGISTER_AGAIN_MAX):
             if not lost:
                 return pages, suspect
-            for start, end in lost:
-                self._register(start, end)
+            failed = self._register(lost)
             again = self._pagemap.scan(lost, protect=True, check=True)
             pages |= again
-            lost = again.lost
+            lost = again.lost | failed
         # Another userfaultfd holds it, or it changes faster than we look: all of it is
         # written each time, until registering succeeds.
         self._registered -= lost
@@ -134,25 +138,28 @@ class UffdWpTracker:
 
     def _register_what_is_new(self, space: AddressSpace) -> PageSet:
         ours = space.our_ranges()
-        self._registered &= ours
         new = ours - self._registered
-        for start, end in new:
-            if self._register(start, end):
-                continue
-            # One mapping among several that touch may be beyond registering; the
-            # others are not (UFFDIO_REGISTER takes all or nothing).
-            for vma in space.vmas:
-                if vma.is_ours and vma.start < end and vma.end > start:
-                    self._register(max(start, vma.start), min(end, vma.end))
-        self._registered = ours
+        failed = self._register(new)
+        # One mapping among several that touch may be beyond registering; the others
+        # are not, but UFFDIO_REGISTER takes all or nothing.
+        alone = (failed & PageSet.of([(vma.start, vma.end)]) for vma in space.vmas)
+        still = (
+            self._register(run for part in alone for run in part) if failed else failed
+        )
+        self._registered = ours - still
         return new
 
-    def _register(self, start: int, end: int) -> bool:
-        """Whether the range is under our protection now.
+    def _register(self, ranges: Iterable[tuple[int, int]]) -> PageSet:
+        """Take ranges under our protection; those where that failed.
 
-        No error is told apart: whether something is not, says the scan.
+        Which error it was does not matter: mappings vanish while we look. All but the
+        failed ranges have no page that is protected.
         """
-        result = lib.uffd_register(self._uffd, start, end)
-        if result == -errno.EBADF:
-            raise KernelError("ioctl UFFDIO_REGISTER", self._pid, errno.EBADF)
-        return result == 0
+        failed = []
+        for start, end in ranges:
+            result = lib.uffd_register(self._uffd, start, end)
+            if result == -errno.EBADF:
+                raise KernelError("ioctl UFFDIO_REGISTER", self._pid, errno.EBADF)
+            if result < 0:
+                failed.append((start, end))
+        return PageSet.of(failed)

@@ -204,6 +204,31 @@ def test_a_moved_mapping_is_written_where_it_went(followed: Followed) -> None:
     assert followed.take() == Written(run(100, 108), run(0, 8))
 
 
+def test_a_mapping_that_lost_its_protection_is_followed_anew(
+    followed: Followed,
+) -> None:
+    """Moving an untouched mapping between registered ones takes theirs, too.
+
+    All become one, without a userfaultfd, but pages keep the mark of protection. The
+    first write makes such a page writable and leaves the mark: registered again, it
+    would look protected for ever.
+    """
+    followed.target.map(BASE, 48)
+    followed.target.write(at(40), 2)
+    followed.target.map(at(100), 2)
+    assert followed.data() == run(40, 42)
+    flags = 1 | 2  # MAYMOVE | FIXED
+    length = 2 * PAGE_BYTES
+    moved = followed.target.call(MREMAP, at(100), length, length, flags, at(28))
+    assert moved == at(28)
+    followed.target.write(at(40))
+    assert followed.data() & run(40, 41)
+    followed.target.write(at(40))
+    assert followed.data() == run(40, 41)
+    followed.target.write(at(41))
+    assert followed.data(final=True) == run(41, 42)
+
+
 def test_huge_pages_are_followed_in_small_ones(followed: Followed) -> None:
     """The first write splits what was huge."""
     followed.target.map(BASE, 1024)
