@@ -14,9 +14,16 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from migrate.testbed import Host, HostProcess
+
 HERE = Path(__file__).parent
 FLAGS = ("-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread")
 PATIENCE_S = 30.0  # a scenario that says nothing for so long is stuck
+
+
+def build_folder() -> Path:
+    """Where the programs are; a host must see it to run one."""
+    return Path(_build_folder().name)
 
 
 @functools.cache
@@ -27,7 +34,7 @@ def _build_folder() -> tempfile.TemporaryDirectory[str]:
 @functools.cache
 def build(name: str) -> Path:
     """The compiled scenario ``name``.c; the same file for the whole test run."""
-    program = Path(_build_folder().name) / name
+    program = build_folder() / name
     subprocess.run(
         ["gcc", *FLAGS, "-o", str(program), str(HERE / f"{name}.c"), "-lrt"],
         check=True,
@@ -46,19 +53,27 @@ class Ready:
 class Scenario:
     """One run of a scenario program; as a context manager it ends with the block."""
 
-    def __init__(self, name: str, folder: Path, *arguments: str) -> None:
+    def __init__(
+        self, name: str, folder: Path, *arguments: str, host: Host | None = None
+    ) -> None:
+        """Start it, on this machine or in a ``host`` that sees the same folders."""
         self.name = name
         self._fifo = folder / "-".join((name, *arguments, "said"))
         os.mkfifo(self._fifo)
         self._said = self._listening()
         self._rest = b""
-        self.process = subprocess.Popen(
-            [build(name), self._fifo, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd=folder,
-        )
+        command = [str(build(name)), str(self._fifo), *arguments]
+        self.process: subprocess.Popen[bytes] | HostProcess
+        if host is None:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd=folder,
+            )
+        else:
+            self.process = host.popen(command, cwd=folder)
 
     def __enter__(self) -> Self:
         return self
@@ -69,8 +84,9 @@ class Scenario:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.process.kill()
-        self.process.wait()
+        with self.process:
+            self.process.kill()
+            self.process.wait()
         os.close(self._said)
 
     def line(self) -> str:
