@@ -18,6 +18,8 @@ ffibuilder.set_source(
     sources=[str(HERE / source) for source in SOURCES],
     depends=[str(API), str(HERE / "runs.h")],
     include_dirs=[str(HERE)],
+    # One name for the module, whether pip or a hand built it.
+    py_limited_api=False,
     extra_compile_args=["-std=gnu11", "-O3", "-Wall", "-Wextra", "-Wvla"],
 )
 

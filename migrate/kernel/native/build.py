@@ -22,6 +22,8 @@ ffibuilder.set_source(
     sources=[str(WHERE / name) for name in SOURCES],
     depends=[str(WHERE / "api.h")],
     include_dirs=[str(HERE)],
+    # One name for the module, whether pip or a hand built it.
+    py_limited_api=False,
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
 )
 
