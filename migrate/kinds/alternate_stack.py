@@ -10,9 +10,14 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from migrate.kernel.asking import asked, must
 from migrate.kinds.kind import Kind, Scope
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from migrate.kernel.asking import Reader
+    from migrate.kernel.remote import Batch, Remote
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid, Tid
 
@@ -40,12 +45,20 @@ def refuse(pid: Pid) -> list[str]:
 
 def dump(source: Source, tid: Tid) -> AlternateStack:
     """Ask the thread."""
-    remote = source.remote.on(tid)
-    remote.reset()
+    return asked(source.remote.on(tid), ask)
+
+
+def ask(remote: Remote, batch: Batch) -> Reader[AlternateStack]:
+    """Ask together with others."""
     room = remote.space(_STACK_T.size)
-    remote.syscall("sigaltstack", 0, room)
-    pointer, flags, _, size = _STACK_T.unpack(remote.read(room, _STACK_T.size))
-    return AlternateStack(pointer, flags & ~_SS_ONSTACK, size)
+    at = batch.add("sigaltstack", 0, room)
+
+    def read(results: Sequence[int]) -> AlternateStack:
+        must(remote, "sigaltstack", results[at])
+        pointer, flags, _, size = _STACK_T.unpack(remote.read(room, _STACK_T.size))
+        return AlternateStack(pointer, flags & ~_SS_ONSTACK, size)
+
+    return read
 
 
 def restore(record: AlternateStack, target: Target, tid: Tid) -> None:

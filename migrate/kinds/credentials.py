@@ -18,10 +18,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from migrate.kernel import procfs
+from migrate.kernel.asking import asked, must
 from migrate.kernel.tasks import Capabilities, Ids
 from migrate.kinds.kind import CannotCarry, Kind, Scope
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from migrate.kernel.asking import Reader
     from migrate.kernel.remote import Batch, Remote
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid, Tid
@@ -98,15 +102,25 @@ def refuse(pid: Pid) -> list[str]:
 
 def dump(source: Source, tid: Tid) -> Credentials:
     """Read /proc and ask the thread."""
-    status = procfs.status(source.pid, tid)
-    return Credentials(
-        uids=status.uids,
-        gids=status.gids,
-        groups=status.groups,
-        capabilities=status.capabilities,
-        securebits=_securebits(source.remote.on(tid)),
-        no_new_privs=status.no_new_privs,
-    )
+    return asked(source.remote.on(tid), ask)
+
+
+def ask(remote: Remote, batch: Batch) -> Reader[Credentials]:
+    """Ask together with others."""
+    at = batch.add("prctl", _PR_GET_SECUREBITS, 0, 0, 0, 0)
+
+    def read(results: Sequence[int]) -> Credentials:
+        status = procfs.status(remote.pid, remote.tid)
+        return Credentials(
+            uids=status.uids,
+            gids=status.gids,
+            groups=status.groups,
+            capabilities=status.capabilities,
+            securebits=must(remote, "prctl", results[at]),
+            no_new_privs=status.no_new_privs,
+        )
+
+    return read
 
 
 def restore(record: Credentials, target: Target, tid: Tid) -> None:
@@ -115,12 +129,11 @@ def restore(record: Credentials, target: Target, tid: Tid) -> None:
     Raises:
         CannotCarry: the ids are others, or a capability is missing.
     """
-    there = procfs.status(target.pid, tid)
-    _require_same_ids(record, there, target.pid)
     remote = target.remote.on(tid)
+    there = asked(remote, ask)
+    _require_same_ids(record, there, target.pid)
     wanted, have = record.capabilities, there.capabilities
     _require_capabilities(wanted, have, target.pid)
-    securebits = _securebits(remote)
     batch = remote.batch()
     # The order matters: everything before the last capset(2) may need CAP_SETPCAP,
     # and an ambient capability must be permitted and inheritable (capabilities(7)).
@@ -133,7 +146,7 @@ def restore(record: Credentials, target: Target, tid: Tid) -> None:
         batch.add("prctl", _PR_CAP_AMBIENT, _AMBIENT_CLEAR_ALL, 0, 0, 0)
         for number in _bits(wanted.ambient):
             batch.add("prctl", _PR_CAP_AMBIENT, _AMBIENT_RAISE, number, 0, 0)
-    if record.securebits != securebits:
+    if record.securebits != there.securebits:
         batch.add("prctl", _PR_SET_SECUREBITS, record.securebits, 0, 0, 0)
     if wanted != have:
         inheritable = wanted.inheritable & (have.inheritable | have.permitted)
@@ -149,7 +162,7 @@ def _add_capset(batch: Batch, effective: int, permitted: int, inheritable: int) 
     batch.add("capset", _HEADER.pack(_CAPABILITY_VERSION_3, 0), data)
 
 
-def _require_same_ids(record: Credentials, there: procfs.Status, pid: Pid) -> None:
+def _require_same_ids(record: Credentials, there: Credentials, pid: Pid) -> None:
     wanted = record.uids, record.gids, record.groups
     if wanted != (there.uids, there.gids, there.groups):
         raise CannotCarry(
@@ -172,10 +185,6 @@ def _require_capabilities(wanted: Capabilities, have: Capabilities, pid: Pid) ->
             "there, or take them from the process.",
             pid=pid,
         )
-
-
-def _securebits(remote: Remote) -> int:
-    return remote.syscall("prctl", _PR_GET_SECUREBITS, 0, 0, 0, 0)
 
 
 def _bits(mask: int) -> list[int]:

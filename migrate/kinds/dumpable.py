@@ -12,9 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from migrate.kernel.asking import asked, must
 from migrate.kinds.kind import CannotCarry, Kind, Scope
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from migrate.kernel.asking import Reader
+    from migrate.kernel.remote import Batch, Remote
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid
 
@@ -51,15 +56,25 @@ def dump(source: Source) -> Dumpable:
     Raises:
         CannotCarry: it came from a set-user-ID file or one that it may not read.
     """
-    value = source.remote.syscall("prctl", _PR_GET_DUMPABLE, 0, 0, 0, 0)
-    if value == _BY_ROOT_ONLY:
-        raise CannotCarry(
-            KIND.name,
-            f"pid {source.pid} is dumpable by root only (fs.suid_dumpable), as "
-            "set-user-ID programs are: that cannot be set again.",
-            pid=source.pid,
-        )
-    return Dumpable(value == 1)
+    return asked(source.remote, ask)
+
+
+def ask(remote: Remote, batch: Batch) -> Reader[Dumpable]:
+    """Ask together with others."""
+    at = batch.add("prctl", _PR_GET_DUMPABLE, 0, 0, 0, 0)
+
+    def read(results: Sequence[int]) -> Dumpable:
+        value = must(remote, "prctl", results[at])
+        if value == _BY_ROOT_ONLY:
+            raise CannotCarry(
+                KIND.name,
+                f"pid {remote.pid} is dumpable by root only (fs.suid_dumpable), as "
+                "set-user-ID programs are: that cannot be set again.",
+                pid=remote.pid,
+            )
+        return Dumpable(value == 1)
+
+    return read
 
 
 def restore(record: Dumpable, target: Target) -> None:

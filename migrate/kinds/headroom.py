@@ -1,6 +1,6 @@
 """getrlimit(2), the early half: limits raised so that what is restored fits.
 
-read from   prlimit64(0, …), made by the process itself
+read from   /proc/PID/limits
 rebuilt by  prlimit64(0, …): soft limits that must be higher than they are
 
 The skeleton begins with the limits of the agent. Descriptors above its
@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from migrate.kernel import resource_limits
+from migrate.kernel import procfs, resource_limits
 from migrate.kernel.tasks import Limit
 from migrate.kinds.kind import CannotCarry, Kind, Scope
 
@@ -38,8 +38,9 @@ def refuse(pid: Pid) -> list[str]:
 
 
 def dump(source: Source) -> Headroom:
-    """The soft limits."""
-    return Headroom(tuple(limit.soft for limit in resource_limits.read(source.remote)))
+    """Read /proc: prlimit(2) from outside may need a right."""
+    limits = procfs.limits(source.pid)
+    return Headroom(tuple(limits[n].soft for n in range(resource_limits.COUNT)))
 
 
 def restore(record: Headroom, target: Target) -> None:

@@ -13,9 +13,14 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from migrate.kernel.asking import asked, must
 from migrate.kinds.kind import Kind, Scope
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from migrate.kernel.asking import Reader
+    from migrate.kernel.remote import Batch, Remote
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid
 
@@ -49,18 +54,28 @@ def refuse(pid: Pid) -> list[str]:
 
 def dump(source: Source) -> IntervalTimers:
     """Read all three in one stop."""
-    remote = source.remote
-    remote.reset()
+    return asked(source.remote, ask)
+
+
+def ask(remote: Remote, batch: Batch) -> Reader[IntervalTimers]:
+    """Ask together with others."""
     table = remote.space(_ITIMERVAL.size * len(_TIMERS))
-    batch = remote.batch()
-    for which in _TIMERS:
+    places = [
         batch.add("getitimer", which, table + which * _ITIMERVAL.size)
-    batch.run()
-    rows = _ITIMERVAL.iter_unpack(remote.read(table, _ITIMERVAL.size * len(_TIMERS)))
-    real, virtual, profiling = (
-        IntervalTimer(row[0] * _US + row[1], row[2] * _US + row[3]) for row in rows
-    )
-    return IntervalTimers((real, virtual, profiling))
+        for which in _TIMERS
+    ]
+
+    def read(results: Sequence[int]) -> IntervalTimers:
+        for at in places:
+            must(remote, "getitimer", results[at])
+        data = remote.read(table, _ITIMERVAL.size * len(_TIMERS))
+        real, virtual, profiling = (
+            IntervalTimer(row[0] * _US + row[1], row[2] * _US + row[3])
+            for row in _ITIMERVAL.iter_unpack(data)
+        )
+        return IntervalTimers((real, virtual, profiling))
+
+    return read
 
 
 def restore(record: IntervalTimers, target: Target) -> None:

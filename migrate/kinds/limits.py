@@ -1,6 +1,6 @@
 """getrlimit(2): how much of each resource a process may use.
 
-read from   prlimit64(0, …), made by the process itself
+read from   /proc/PID/limits
 rebuilt by  prlimit64(0, …), made by the process itself
 
 They are set last: a limit may be lower than what the process already has, and then
@@ -15,7 +15,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from migrate.kernel import resource_limits
+from migrate.kernel import procfs, resource_limits
 from migrate.kernel.tasks import Limit
 from migrate.kinds.kind import CannotCarry, Kind, Scope
 
@@ -49,8 +49,9 @@ def refuse(pid: Pid) -> list[str]:
 
 
 def dump(source: Source) -> Limits:
-    """All sixteen in one stop."""
-    return Limits(resource_limits.read(source.remote))
+    """Read /proc: prlimit(2) from outside may need a right."""
+    limits = procfs.limits(source.pid)
+    return Limits(tuple(limits[number] for number in range(resource_limits.COUNT)))
 
 
 def restore(record: Limits, target: Target) -> None:

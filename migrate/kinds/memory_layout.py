@@ -15,9 +15,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from migrate.kernel import procfs
+from migrate.kernel.asking import asked, must
 from migrate.kinds.kind import CannotCarry, Kind, Scope
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from migrate.kernel.asking import Reader
+    from migrate.kernel.remote import Batch, Remote
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid
 
@@ -51,16 +56,26 @@ def refuse(pid: Pid) -> list[str]:
 
 def dump(source: Source) -> MemoryLayout:
     """Read /proc, and ask for the break: stat does not show it."""
-    stat = procfs.stat(source.pid)
-    return MemoryLayout(
-        code=stat.code,
-        data=stat.data,
-        heap=(stat.brk_start, source.remote.syscall("brk", 0)),
-        stack_start=stat.stack_start,
-        arguments=stat.arguments,
-        environment=stat.environment,
-        auxv=procfs.read(source.pid, "auxv"),
-    )
+    return asked(source.remote, ask)
+
+
+def ask(remote: Remote, batch: Batch) -> Reader[MemoryLayout]:
+    """Ask together with others."""
+    at = batch.add("brk", 0)
+
+    def read(results: Sequence[int]) -> MemoryLayout:
+        stat = procfs.stat(remote.pid)
+        return MemoryLayout(
+            code=stat.code,
+            data=stat.data,
+            heap=(stat.brk_start, must(remote, "brk", results[at])),
+            stack_start=stat.stack_start,
+            arguments=stat.arguments,
+            environment=stat.environment,
+            auxv=procfs.read(remote.pid, "auxv"),
+        )
+
+    return read
 
 
 def restore(record: MemoryLayout, target: Target) -> None:

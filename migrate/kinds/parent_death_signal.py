@@ -16,9 +16,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from migrate.kernel import procfs
+from migrate.kernel.asking import asked, must
 from migrate.kinds.kind import Kind, Scope
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from migrate.kernel.asking import Reader
+    from migrate.kernel.remote import Batch, Remote
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid, Tid
 
@@ -52,11 +57,19 @@ def refuse(pid: Pid) -> list[str]:
 
 def dump(source: Source, tid: Tid) -> ParentDeathSignal:
     """Ask the thread."""
-    remote = source.remote.on(tid)
-    remote.reset()
+    return asked(source.remote.on(tid), ask)
+
+
+def ask(remote: Remote, batch: Batch) -> Reader[ParentDeathSignal]:
+    """Ask together with others."""
     room = remote.space(4)
-    remote.syscall("prctl", _PR_GET_PDEATHSIG, room, 0, 0, 0)
-    return ParentDeathSignal(int.from_bytes(remote.read(room, 4), "little"))
+    at = batch.add("prctl", _PR_GET_PDEATHSIG, room, 0, 0, 0)
+
+    def read(results: Sequence[int]) -> ParentDeathSignal:
+        must(remote, "prctl", results[at])
+        return ParentDeathSignal(int.from_bytes(remote.read(room, 4), "little"))
+
+    return read
 
 
 def restore(record: ParentDeathSignal, target: Target, tid: Tid) -> None:

@@ -9,6 +9,7 @@ A process may send itself any siginfo, that of the kernel included; nobody else 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _SIGINFO_BYTES: Final = 128
 _SIGNAL_MAX: Final = 64
+_MASK: Final = re.compile(rb"^ShdPnd:\t([0-9a-f]{16})$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,8 @@ def dump(source: Source) -> PendingSignals:
     # A signal that found no memory for its siginfo is only a bit in the mask; on
     # delivery the kernel makes up SI_USER with pid 0 (collect_signal()).
     queued = {int.from_bytes(info[:4], "little") for info in infos}
-    mask = procfs.status(source.pid).signals.shared_pending
+    found = _MASK.search(procfs.read(source.pid, "status"))
+    mask = int(found[1], 16) if found else 0
     bare = (n for n in range(1, _SIGNAL_MAX + 1) if mask >> (n - 1) & 1)
     infos += [
         number.to_bytes(_SIGINFO_BYTES, "little")

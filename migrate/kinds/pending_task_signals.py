@@ -6,6 +6,7 @@ rebuilt by  rt_tgsigqueueinfo(2) by the thread to itself, while it blocks them a
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _SIGINFO_BYTES: Final = 128
 _SIGNAL_MAX: Final = 64
+_MASK: Final = re.compile(rb"^SigPnd:\t([0-9a-f]{16})$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,8 @@ def dump(source: Source, tid: Tid) -> PendingTaskSignals:
     infos = source.tracee.peek_signals(tid, shared=False)
     # As in collect_signal(): a bit without a siginfo stands for SI_USER with pid 0.
     queued = {int.from_bytes(info[:4], "little") for info in infos}
-    mask = procfs.status(source.pid, tid).signals.pending
+    found = _MASK.search(procfs.read(source.pid, f"task/{tid}/status"))
+    mask = int(found[1], 16) if found else 0
     bare = (n for n in range(1, _SIGNAL_MAX + 1) if mask >> (n - 1) & 1)
     infos += [
         number.to_bytes(_SIGINFO_BYTES, "little")

@@ -13,9 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from migrate.kernel import procfs
+from migrate.kernel.asking import asked, must
 from migrate.kinds.kind import CannotCarry, Kind, Scope
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from migrate.kernel.asking import Reader
+    from migrate.kernel.remote import Batch, Remote
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid
 
@@ -58,27 +63,34 @@ def dump(source: Source) -> ProcessFlags:
         CannotCarry: it has forbidden itself memory that is writable and executable,
             which would forbid it what restoring does.
     """
-    remote = source.remote
-    remote.reset()
+    return asked(source.remote, ask)
+
+
+def ask(remote: Remote, batch: Batch) -> Reader[ProcessFlags]:
+    """Ask together with others."""
     subreaper = remote.space(4)
-    batch = remote.batch()
-    batch.add("prctl", _PR_GET_CHILD_SUBREAPER, subreaper, 0, 0, 0)
+    first = batch.add("prctl", _PR_GET_CHILD_SUBREAPER, subreaper, 0, 0, 0)
     batch.add("prctl", _PR_GET_THP_DISABLE, 0, 0, 0, 0)
     batch.add("prctl", _PR_GET_MEMORY_MERGE, 0, 0, 0, 0)
     batch.add("prctl", _PR_GET_MDWE, 0, 0, 0, 0)
-    # A kernel that does not know a switch answers EINVAL: then it is off.
-    _, thp_disable, merge, mdwe = batch.run(check=False)
-    if mdwe > 0:
-        raise CannotCarry(
-            KIND.name,
-            f"pid {source.pid} has set PR_SET_MDWE, which cannot be carried.",
-            pid=source.pid,
+
+    def read(results: Sequence[int]) -> ProcessFlags:
+        # A kernel that does not know a switch answers EINVAL: then it is off.
+        known, thp_disable, merge, mdwe = results[first : first + 4]
+        must(remote, "prctl", known)
+        if mdwe > 0:
+            raise CannotCarry(
+                KIND.name,
+                f"pid {remote.pid} has set PR_SET_MDWE, which cannot be carried.",
+                pid=remote.pid,
+            )
+        return ProcessFlags(
+            child_subreaper=int.from_bytes(remote.read(subreaper, 4), "little") != 0,
+            thp_disable=max(thp_disable, 0),
+            memory_merge=merge > 0,
         )
-    return ProcessFlags(
-        child_subreaper=int.from_bytes(remote.read(subreaper, 4), "little") != 0,
-        thp_disable=max(thp_disable, 0),
-        memory_merge=merge > 0,
-    )
+
+    return read
 
 
 def restore(record: ProcessFlags, target: Target) -> None:

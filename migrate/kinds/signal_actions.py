@@ -10,9 +10,14 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from migrate.kernel.asking import asked, must
 from migrate.kinds.kind import Kind, Scope
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from migrate.kernel.asking import Reader
+    from migrate.kernel.remote import Batch, Remote
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid
 
@@ -52,21 +57,30 @@ def refuse(pid: Pid) -> list[str]:
 
 def dump(source: Source) -> SignalActions:
     """Ask the process itself: /proc shows handlers as a mask only."""
-    remote = source.remote
-    remote.reset()
+    return asked(source.remote, ask)
+
+
+def ask(remote: Remote, batch: Batch) -> Reader[SignalActions]:
+    """Ask together with others."""
     table = remote.space(_ACTION.size * len(_SETTABLE))
-    batch = remote.batch()
-    for at, number in enumerate(_SETTABLE):
-        batch.add("rt_sigaction", number, 0, table + at * _ACTION.size, _MASK_BYTES)
-    batch.run()
-    rows = _ACTION.iter_unpack(remote.read(table, _ACTION.size * len(_SETTABLE)))
-    return SignalActions(
-        tuple(
-            SignalAction(number, *row)
-            for number, row in zip(_SETTABLE, rows, strict=True)
-            if any(row)
+    places = [
+        batch.add("rt_sigaction", number, 0, table + row * _ACTION.size, _MASK_BYTES)
+        for row, number in enumerate(_SETTABLE)
+    ]
+
+    def read(results: Sequence[int]) -> SignalActions:
+        for at in places:
+            must(remote, "rt_sigaction", results[at])
+        rows = _ACTION.iter_unpack(remote.read(table, _ACTION.size * len(_SETTABLE)))
+        return SignalActions(
+            tuple(
+                SignalAction(number, *row)
+                for number, row in zip(_SETTABLE, rows, strict=True)
+                if any(row)
+            )
         )
-    )
+
+    return read
 
 
 def restore(record: SignalActions, target: Target) -> None:

@@ -15,10 +15,14 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from migrate.kernel.asking import asked
 from migrate.kinds.kind import CannotCarry, Kind, Scope
 
 if TYPE_CHECKING:
-    from migrate.kernel.remote import Remote
+    from collections.abc import Sequence
+
+    from migrate.kernel.asking import Reader
+    from migrate.kernel.remote import Batch, Remote
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid, Tid
 
@@ -62,7 +66,7 @@ def refuse(pid: Pid) -> list[str]:
 
 def dump(source: Source, tid: Tid) -> TaskFlags:
     """Ask for all in one stop."""
-    return _own(source.remote.on(tid))
+    return asked(source.remote.on(tid), ask)
 
 
 def restore(record: TaskFlags, target: Target, tid: Tid) -> None:
@@ -72,7 +76,7 @@ def restore(record: TaskFlags, target: Target, tid: Tid) -> None:
         CannotCarry: one cannot be set there.
     """
     remote = target.remote.on(tid)
-    there = _own(remote)
+    there = asked(remote, ask)
     if record == there:
         return
     batch = remote.batch()
@@ -125,26 +129,29 @@ def _judge(results: dict[str, int], tid: Tid) -> None:
         )
 
 
-def _own(remote: Remote) -> TaskFlags:
-    remote.reset()
+def ask(remote: Remote, batch: Batch) -> Reader[TaskFlags]:
+    """Ask together with others."""
     tsc = remote.space(4)
-    batch = remote.batch()
-    batch.add("prctl", _PR_GET_TSC, tsc, 0, 0, 0)
+    first = batch.add("prctl", _PR_GET_TSC, tsc, 0, 0, 0)
     batch.add("arch_prctl", _ARCH_GET_CPUID, 0)
     batch.add("prctl", _PR_MCE_KILL_GET, 0, 0, 0, 0)
     batch.add("prctl", _PR_GET_IO_FLUSHER, 0, 0, 0, 0)
     for misfeature in _MISFEATURES:
         batch.add("prctl", _PR_GET_SPECULATION_CTRL, misfeature, 0, 0, 0)
-    # A negative one is a switch that this kernel or its caller does not have.
-    _, cpuid, mce_kill, io_flusher, *speculation = batch.run(check=False)
-    bypass, branch, flush = (
-        value & _SPEC_CHOICES if value > 0 and value & _SPEC_PRCTL else 0
-        for value in speculation
-    )
-    return TaskFlags(
-        tsc=int.from_bytes(remote.read(tsc, 4), "little"),
-        cpuid=cpuid != 0,
-        mce_kill=mce_kill if mce_kill >= 0 else _MCE_KILL_DEFAULT,
-        io_flusher=io_flusher == 1,
-        speculation=(bypass, branch, flush),
-    )
+
+    def read(results: Sequence[int]) -> TaskFlags:
+        # A negative one is a switch that this kernel, or its caller, does not have.
+        _, cpuid, mce_kill, io_flusher, *speculation = results[first : first + 7]
+        bypass, branch, flush = (
+            value & _SPEC_CHOICES if value > 0 and value & _SPEC_PRCTL else 0
+            for value in speculation
+        )
+        return TaskFlags(
+            tsc=int.from_bytes(remote.read(tsc, 4), "little"),
+            cpuid=cpuid != 0,
+            mce_kill=mce_kill if mce_kill >= 0 else _MCE_KILL_DEFAULT,
+            io_flusher=io_flusher == 1,
+            speculation=(bypass, branch, flush),
+        )
+
+    return read

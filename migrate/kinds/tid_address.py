@@ -9,9 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from migrate.kernel.asking import asked, must
 from migrate.kinds.kind import Kind, Scope
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from migrate.kernel.asking import Reader
+    from migrate.kernel.remote import Batch, Remote
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid, Tid
 
@@ -36,11 +41,19 @@ def refuse(pid: Pid) -> list[str]:
 
 def dump(source: Source, tid: Tid) -> TidAddress:
     """Ask the thread."""
-    remote = source.remote.on(tid)
-    remote.reset()
+    return asked(source.remote.on(tid), ask)
+
+
+def ask(remote: Remote, batch: Batch) -> Reader[TidAddress]:
+    """Ask together with others."""
     room = remote.space(_WORD_BYTES)
-    remote.syscall("prctl", _PR_GET_TID_ADDRESS, room, 0, 0, 0)
-    return TidAddress(int.from_bytes(remote.read(room, _WORD_BYTES), "little"))
+    at = batch.add("prctl", _PR_GET_TID_ADDRESS, room, 0, 0, 0)
+
+    def read(results: Sequence[int]) -> TidAddress:
+        must(remote, "prctl", results[at])
+        return TidAddress(int.from_bytes(remote.read(room, _WORD_BYTES), "little"))
+
+    return read
 
 
 def restore(record: TidAddress, target: Target, tid: Tid) -> None:

@@ -11,9 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from migrate.kernel.asking import asked, must
 from migrate.kinds.kind import Kind, Scope
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from migrate.kernel.asking import Reader
+    from migrate.kernel.remote import Batch, Remote
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid, Tid
 
@@ -38,8 +43,17 @@ def refuse(pid: Pid) -> list[str]:
 
 def dump(source: Source, tid: Tid) -> TimerSlack:
     """Ask the thread."""
-    remote = source.remote.on(tid)
-    return TimerSlack(remote.syscall("prctl", _PR_GET_TIMERSLACK, 0, 0, 0, 0))
+    return asked(source.remote.on(tid), ask)
+
+
+def ask(remote: Remote, batch: Batch) -> Reader[TimerSlack]:
+    """Ask together with others."""
+    at = batch.add("prctl", _PR_GET_TIMERSLACK, 0, 0, 0, 0)
+
+    def read(results: Sequence[int]) -> TimerSlack:
+        return TimerSlack(must(remote, "prctl", results[at]))
+
+    return read
 
 
 def restore(record: TimerSlack, target: Target, tid: Tid) -> None:
