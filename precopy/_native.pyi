@@ -40,6 +40,7 @@ class _Lib:
     PAGE_SCAN_PROTECT: int
     PAGE_SCAN_CHECK: int
     PAGE_SCAN_GUARDS: int
+    PAGE_SCAN_QUICK: int
 
     def page_set_combine(
         self,
@@ -55,6 +56,9 @@ class _Lib:
         self, bounds: Cells, count: int, low: int, high: int, /
     ) -> int: ...
     def page_set_bytes(self, bounds: Cells, count: int, /) -> int: ...
+    def page_set_bridge(
+        self, bounds: Cells, count: int, gap_bytes: int, out: Cells, /
+    ) -> int: ...
     def page_set_cut(
         self,
         bounds: Cells,

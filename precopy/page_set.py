@@ -152,6 +152,18 @@ class PageSet:
             part.append(end)
         return PageSet._owning(part) if start < end else PageSet.EMPTY
 
+    def bridged(self, gap_pages: int) -> PageSet:
+        """With the gaps that are no longer than so many pages."""
+        out = array("Q", bytes(8 * len(self.boundaries)))
+        count = lib.page_set_bridge(
+            _view(self.boundaries),
+            len(self.boundaries),
+            gap_pages * PAGE_BYTES,
+            _view(out),
+        )
+        del out[count:]
+        return PageSet._owning(out)
+
     def addresses(self) -> Iterator[int]:
         """Where each page begins, in order: for small sets."""
         for start, end in self:

@@ -27,6 +27,11 @@ int64_t page_set_bytes(const uint64_t *bounds, uint64_t count);
 int64_t page_set_cut(const uint64_t *bounds, uint64_t count, uint64_t *index,
                      uint64_t *address, uint64_t pages_max, uint64_t *out);
 
+// Joins runs that are at most gap_bytes apart. Returns the number of boundaries written
+// to out, which has room for as many as bounds has.
+int64_t page_set_bridge(const uint64_t *bounds, uint64_t count, uint64_t gap_bytes,
+                        uint64_t *out);
+
 // ---- pagemap.c: which pages of a process are there, and which were written
 
 struct run_list {
@@ -39,6 +44,7 @@ enum page_scan_how {
     PAGE_SCAN_PROTECT = 1,  // write-protect again what was found written
     PAGE_SCAN_CHECK = 2,    // ranges without asynchronous write-protection are lost
     PAGE_SCAN_GUARDS = 4,   // the kernel knows guard pages
+    PAGE_SCAN_QUICK = 8,    // only find what is not protected, there or not: `written`
 };
 
 struct page_scan {

@@ -48,6 +48,20 @@ int64_t page_set_bytes(const uint64_t *bounds, uint64_t count) {
     return (int64_t)bytes;
 }
 
+int64_t page_set_bridge(const uint64_t *bounds, uint64_t count, uint64_t gap_bytes,
+                        uint64_t *out) {
+    uint64_t n = 0;
+    for (uint64_t i = 0; i < count; i += 2) {
+        if (n && bounds[i] - out[n - 1] <= gap_bytes) {
+            out[n - 1] = bounds[i + 1];
+        } else {
+            out[n++] = bounds[i];
+            out[n++] = bounds[i + 1];
+        }
+    }
+    return (int64_t)n;
+}
+
 int64_t page_set_cut(const uint64_t *bounds, uint64_t count, uint64_t *index,
                      uint64_t *address, uint64_t pages_max, uint64_t *out) {
     uint64_t left = pages_max * PAGE_BYTES, n = 0;

@@ -21,20 +21,22 @@ What is hard about it, and what we do:
   not registered. The scan then fails with EPERM (PM_SCAN_CHECK_WPASYNC), and pages
   before the place that failed may have been protected without being reported. So all
   that this scan looked at counts as written.
-* A page that was given back (MADV_DONTNEED) is not there to be reported. So every scan
-  lists all own pages, of which the written ones are some: what was reported before and
-  is not among them was dropped.
+* A page that was given back (MADV_DONTNEED) is not there to be reported. But it has no
+  protection. So we first ask, which is quick, what is not protected, there or not, and
+  then look at that: what was reported before and is not an own page was dropped.
 * Pages that were never touched are not protected: each would cost a marker in a page
   table, which makes a reservation of 64 GiB cost 128 MiB. Neither are pages of files
   and the zero page: the first write makes an own page of them, without protection.
 * In a private file mapping a page given back leaves a marker behind, which looks like a
   page that was swapped out and not written. There, a swapped page that was reported
-  before is reported again: what is read then is right in either case.
+  before is reported again: what is read then is right in either case. All of these
+  mappings is looked at each time.
 """
 
 import errno
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Final, Self
 
 from precopy._native import lib
@@ -47,6 +49,17 @@ from precopy.tracker import Written
 
 UFFD_USER_MODE_ONLY: Final = 1  # linux/userfaultfd.h
 REGISTER_AGAIN_MAX: Final = 3
+# Looking at so many pages costs what another call does.
+BRIDGE_PAGES: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What there is in ``ranges``; in the others, nothing changed."""
+
+    pages: Pages
+    ranges: PageSet
+    suspect: PageSet  # here all own pages count as written
 
 
 class UffdWpTracker:
@@ -94,47 +107,59 @@ class UffdWpTracker:
 
     def take(self, space: AddressSpace, *, final: bool = False) -> Written:
         """See DirtyTracker. ``final`` leaves registrations and protections alone."""
+        ours = space.our_ranges()
         emptied = self._space.changes_to(space).emptied
         self._reported -= emptied
         self._space = space
-        pages, suspect = self._last_look(space) if final else self._look(space)
-        suspect |= emptied
+        new = ours - self._registered if final else self._register_what_is_new(space)
+        look = self._look(space, new | (emptied & ours), final=final)
+        pages = look.pages
         if pages.guarded:
             raise GuardRegions(self._pid, tuple(pages.guarded))
         perhaps_markers = pages.swapped & self._reported & space.private_file_ranges()
-        data = pages.written | (pages.own & suspect) | perhaps_markers
-        dropped = (self._reported & space.our_ranges()) - pages.own
+        data = pages.written | (pages.own & look.suspect) | perhaps_markers
+        dropped = (self._reported & look.ranges) - pages.own
         self._reported = (self._reported - dropped) | data
         return Written(data=data, dropped=dropped)
 
-    def _look(self, space: AddressSpace) -> tuple[Pages, PageSet]:
-        """The pages now, protected anew, and where all of them count as written."""
-        new = self._register_what_is_new(space)
+    def _look(self, space: AddressSpace, suspect: PageSet, *, final: bool) -> _Look:
+        """All pages that may have changed, and unless it is final protected anew.
+
+        Given what counts as written in any case.
+        """
         # One mapping at a time, although they may touch: what fails is then not more
         # than a part of one.
-        vmas = [(vma.start, vma.end) for vma in space.vmas if vma.is_ours]
-        pages = self._pagemap.scan(
-            vmas, protect=True, check=True, chunk_bytes=CHUNK_BYTES
+        chunk_bytes = WHOLE_RANGES if final else CHUNK_BYTES
+        vmas = [vma for vma in space.vmas if vma.is_ours]
+        anonymous = [(vma.start, vma.end) for vma in vmas if vma.is_anonymous]
+        files = [(vma.start, vma.end) for vma in vmas if not vma.is_anonymous]
+        unprotected, lost = self._pagemap.unprotected(
+            anonymous, chunk_bytes=chunk_bytes
         )
-        lost = pages.lost
-        suspect = lost | new
-        for _ in range(REGISTER_AGAIN_MAX):
+        near = unprotected.bridged(BRIDGE_PAGES) | suspect
+        near = (near & space.anonymous_ranges()) - lost
+        ranges = near | lost | space.private_file_ranges()
+        pages = self._pagemap.scan(
+            near, protect=not final, check=not final, chunk_bytes=chunk_bytes
+        )
+        pages |= self._pagemap.scan(
+            files, protect=not final, check=True, chunk_bytes=chunk_bytes
+        )
+        lost |= pages.lost
+        suspect |= lost
+        for _ in range(0 if final else REGISTER_AGAIN_MAX):
             if not lost:
-                return pages, suspect
+                break
             failed = self._register(lost)
             again = self._pagemap.scan(lost, protect=True, check=True)
             pages |= again
             lost = again.lost | failed
-        # Another userfaultfd holds it, or it changes faster than we look: all of it is
-        # written each time, until registering succeeds.
+        # Frozen; or another userfaultfd holds it, or it changes faster than we look:
+        # all of it is written each time, until registering succeeds.
         self._registered -= lost
-        return pages | self._pagemap.scan(lost), suspect
-
-    def _last_look(self, space: AddressSpace) -> tuple[Pages, PageSet]:
-        vmas = [(vma.start, vma.end) for vma in space.vmas if vma.is_ours]
-        pages = self._pagemap.scan(vmas, check=True, chunk_bytes=WHOLE_RANGES)
-        new = space.our_ranges() - self._registered
-        return pages | self._pagemap.scan(pages.lost), pages.lost | new
+        if lost:
+            pages |= self._pagemap.scan(lost)
+        return _Look(pages, ranges, suspect)
 
     def _register_what_is_new(self, space: AddressSpace) -> PageSet:
         ours = space.our_ranges()

@@ -1,6 +1,7 @@
 """A page set is a set of pages: its algebra agrees with Python's own sets."""
 
 from array import array
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -69,6 +70,19 @@ def test_a_part_is_what_lies_within(
     part = PageSet.of(runs).within(start, end)
     assert set(part.addresses()) == {at for at in model(runs) if start <= at < end}
     assert part == PageSet.of(part)
+
+
+@given(RUNS, st.integers(0, 5))
+def test_short_gaps_are_bridged(runs: list[tuple[int, int]], gap_pages: int) -> None:
+    """And long ones are not; nothing is added at the ends."""
+    pages = PageSet.of(runs)
+    bridged = pages.bridged(gap_pages)
+    gaps = PageSet.of(
+        (end, start)
+        for (_, end), (start, _) in pairwise(pages)
+        if start - end <= gap_pages * PAGE_BYTES
+    )
+    assert bridged == pages | gaps
 
 
 @given(RUNS, st.integers(1, 20))
