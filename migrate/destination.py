@@ -20,7 +20,8 @@ from migrate.kernel import cgroups
 from migrate.kernel.cgroups import Leaf
 from migrate.kernel.pidfds import PidFd
 from migrate.kinds.kind import CannotCarry, Target
-from migrate.skeleton import CannotBuild, Skeleton
+from migrate.mapping import CannotBuild
+from migrate.skeleton import Skeleton
 from precopy.errors import KernelError, PageStreamError, PrecopyError
 from precopy.ids import PAGE_BYTES, Pid
 from precopy.page_sink import PageSink

@@ -21,8 +21,10 @@ from migrate.mapped_files import mapped_files
 from precopy.ids import Tid
 
 
-def outline(source: Source) -> Process:
+def outline(source: Source, memory: descriptors.Memory) -> Process:
     """Everything that can be built before the freeze.
+
+    ``memory`` makes the second look at the same descriptors cheap.
 
     Raises:
         CannotCarry: and why.
@@ -52,7 +54,7 @@ def outline(source: Source) -> Process:
             for tid in source.tracee.tids
         ),
         kinds=_process_kinds(source, late=False),
-        descriptors=descriptors.dump(source),
+        descriptors=descriptors.dump(source, memory),
     )
 
 
@@ -71,6 +73,7 @@ def frozen(
     before: Process,
     states: Sequence[TaskState],
     timed: Mapping[Tid, TimedCall],
+    memory: descriptors.Memory,
 ) -> FrozenProcess:
     """What the outline did not say, or says no longer.
 
@@ -92,7 +95,7 @@ def frozen(
                 _changed(early, known.get(own, ())) + late,
             )
         )
-    now = descriptors.dump(source)
+    now = descriptors.dump(source, memory)
     return FrozenProcess(
         tasks=tuple(tasks),
         kinds=_changed(_process_kinds(source, late=False), before.kinds)

@@ -14,10 +14,13 @@ from pathlib import Path
 
 from migrate.image import MappedFile
 from precopy.address_space import Vma
-from precopy.errors import TaskVanished
 from precopy.ids import PAGE_BYTES, Pid
 
 _DIGEST_BYTES = 16
+
+
+class MappingVanished(Exception):
+    """A mapping went away while we looked at its file: look again."""
 
 
 def edges_of(path: Path) -> tuple[int, bytes]:
@@ -40,7 +43,7 @@ def mapped_files(pid: Pid, vmas: Iterable[Vma]) -> tuple[MappedFile, ...]:
     where its path has come to lead elsewhere (proc_pid_map_files(5)).
 
     Raises:
-        TaskVanished: a mapping went away while we looked, or the process did.
+        MappingVanished: one of them is not there any more, or no longer the same.
     """
     found: dict[str, MappedFile] = {}
     for vma in vmas:
@@ -50,6 +53,6 @@ def mapped_files(pid: Pid, vmas: Iterable[Vma]) -> tuple[MappedFile, ...]:
         try:
             size, edges = edges_of(path)
         except (FileNotFoundError, ProcessLookupError) as error:
-            raise TaskVanished(pid) from error
+            raise MappingVanished from error
         found[vma.name] = MappedFile(os.fsencode(vma.name), size, edges)
     return tuple(found.values())

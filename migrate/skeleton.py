@@ -17,52 +17,27 @@ import select
 import signal
 import struct
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Final, Self
 
-from migrate.image import Layout, MappedFile, Process, Task
+from migrate.image import Layout, Process, Task
 from migrate.kernel import procfs, tracee
-from migrate.kernel._native import ffi, lib
+from migrate.kernel.birth import Birth, Ids, NotBorn, Owner, bear, taken
 from migrate.kernel.remote import (
     WORKBENCH_BYTES,
-    Batch,
     Remote,
     RemoteError,
     Workbench,
-    cstr,
 )
 from migrate.kernel.syscalls import explain
 from migrate.kernel.tracee import Tracee
-from migrate.mapped_files import edges_of
-from precopy.address_space import AddressSpace, Prot, Vma
+from migrate.mapping import CannotBuild, advise_anew, map_all
+from precopy.address_space import AddressSpace, Vma
 from precopy.errors import TaskVanished
-from precopy.ids import Pid, Tid
+from precopy.ids import Tid
 from precopy.page_set import PageSet
 from transport.messages import PidPolicy
 
-_MAP_SHARED: Final = 0x01
-_MAP_PRIVATE: Final = 0x02
-_MAP_FIXED: Final = 0x10
-_MAP_ANONYMOUS: Final = 0x20
-_MAP_GROWSDOWN: Final = 0x100
-_MAP_NORESERVE: Final = 0x4000
-_MAP_FIXED_NOREPLACE: Final = 0x100000
 _MREMAP_MAYMOVE_FIXED: Final = 3
-_NO_FD: Final = (1 << 64) - 1
-
-# VmFlags (proc_pid_smaps(5)) and the madvise(2) that sets each.
-_ADVICE: Final = {
-    "sr": 2,  # MADV_SEQUENTIAL
-    "rr": 1,  # MADV_RANDOM
-    "dc": 10,  # MADV_DONTFORK
-    "mg": 12,  # MADV_MERGEABLE
-    "hg": 14,  # MADV_HUGEPAGE
-    "nh": 15,  # MADV_NOHUGEPAGE
-    "dd": 16,  # MADV_DONTDUMP
-    "wf": 18,  # MADV_WIPEONFORK
-}
-_PR_SET_VMA: Final = 0x53564D41
-_PR_SET_VMA_ANON_NAME: Final = 0
 
 # CLONE_VM | FS | FILES | SIGHAND | THREAD | SYSVSEM
 _THREAD_FLAGS: Final = 0x100 | 0x200 | 0x400 | 0x800 | 0x10000 | 0x40000
@@ -74,27 +49,6 @@ _THREAD_STACK_BYTES: Final = 256
 _WORKBENCH_FROM: Final = 0x1000_0000_0000
 _WORKBENCH_STEP: Final = 0x10_0000_0000
 
-_STEPS: Final = {
-    1: "open a pipe",
-    2: "make a pid namespace",
-    3: "start the init of a pid namespace",
-    4: "make the session",
-    5: "make the process group",
-    6: "make the process",
-}
-
-
-class CannotBuild(Exception):
-    """The skeleton cannot be what the process was; ``message`` says why.
-
-    Nothing of it is left.
-    """
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-        self.message = message
-
 
 class Skeleton:
     """One process of the tree at the destination, from birth to the last detach.
@@ -105,15 +59,14 @@ class Skeleton:
     def __init__(
         self,
         process: Process,
-        pid: Pid,
-        namespace_init: Pid | None,
+        birth: Birth,
         *,
         keep_tids: bool,
     ) -> None:
         self.process = process
         self._keep_tids = keep_tids
-        self.pid = pid  # as we see it
-        self.namespace_init = namespace_init
+        self.pid = birth.pid  # as we see it
+        self.namespace_init = birth.init
         self.space = AddressSpace()
         self.tids: dict[int, Tid] = {}  # its own numbers → ours
         self.tracee: Tracee
@@ -126,12 +79,12 @@ class Skeleton:
         Raises:
             CannotBuild: and why.
         """
-        pid, init, go, error = _spawn(process, leaf, policy)
-        skeleton = cls(process, pid, init, keep_tids=policy is not PidPolicy.ANY)
+        birth = _bear(process, leaf, policy)
+        skeleton = cls(process, birth, keep_tids=policy is not PidPolicy.ANY)
         try:
-            skeleton._execute(go, error)
+            skeleton._execute(birth)
             skeleton._empty()
-            skeleton._map_all(process.vmas, process.files)
+            map_all(skeleton.remote, process.vmas, process.files)
             skeleton.space = AddressSpace(process.vmas)
             skeleton.add_threads(process.tasks[1:])
         except BaseException:
@@ -139,7 +92,7 @@ class Skeleton:
             raise
         return skeleton
 
-    def _execute(self, go: int, error: int) -> None:
+    def _execute(self, birth: Birth) -> None:
         """Let it execute the program; it is stopped before its first instruction."""
         try:
             self.tracee = Tracee.seize(
@@ -150,7 +103,7 @@ class Skeleton:
                 | tracee.OPTION_EXIT_KILL,
             )
             (leader,) = self.tracee.tids
-            os.write(go, b"x")
+            os.write(birth.go, b"x")
             self.tracee.resume(leader)
             status = self.tracee.wait(leader)
             # The clone that bore it and the read(2) of that byte may still pass by.
@@ -158,7 +111,7 @@ class Skeleton:
                 self.tracee.resume(leader)
                 status = self.tracee.wait(leader)
             if not os.WIFSTOPPED(status):
-                raise _not_executed(self.process.executable, error)
+                raise _not_executed(self.process.executable, birth.error)
             # At this event the task is still inside execve(2), whose exit would
             # overwrite rax: one more stop, outside of it.
             self.tracee.interrupt(leader)
@@ -166,8 +119,8 @@ class Skeleton:
             self.tracee.wait(leader)
             self.tids[self.process.pid] = leader
         finally:
-            os.close(go)
-            os.close(error)
+            os.close(birth.go)
+            os.close(birth.error)
 
     def _empty(self) -> None:
         """Unmap what exec mapped; move the kernel's own block to its place."""
@@ -237,85 +190,6 @@ class Skeleton:
         away = self.remote.bench.address + 2 * WORKBENCH_BYTES
         return [tuple(away + v.start - have[0].start for v in have), final]
 
-    def _map_all(self, vmas: Sequence[Vma], files: Sequence[MappedFile]) -> None:
-        own = [v for v in vmas if not v.is_kernel]
-        opened = self._open_files(own, files)
-        batch = self.remote.batch()
-        for vma in own:
-            fd = opened[vma.name, _opened_for(vma)] if vma.inode else _NO_FD
-            batch.add(
-                "mmap",
-                vma.start,
-                vma.length,
-                int(vma.prot),
-                _map_flags(vma) | _MAP_FIXED_NOREPLACE,
-                fd,
-                vma.offset if vma.inode else 0,
-            )
-        try:
-            batch.run()
-        except RemoteError as error:
-            raise CannotBuild(
-                "mapping", f"A mapping cannot be made: {explain(error.errno or 0)}."
-            ) from error
-        batch = self.remote.batch()
-        for fd in sorted(set(opened.values())):
-            batch.add("close", fd)
-        self._advise(own, batch)
-        batch.run()
-
-    def _advise(self, vmas: Iterable[Vma], batch: Batch) -> None:
-        """Give mappings the flags that madvise(2), mlock(2) and prctl(2) set."""
-        for vma in vmas:
-            for flag, advice in _ADVICE.items():
-                if flag in vma.flags:
-                    batch.add("madvise", vma.start, vma.length, advice)
-            if "lo" in vma.flags:
-                batch.add("mlock", vma.start, vma.length)
-            if vma.name.startswith("[anon:"):
-                batch.add(
-                    "prctl",
-                    _PR_SET_VMA,
-                    _PR_SET_VMA_ANON_NAME,
-                    vma.start,
-                    vma.length,
-                    cstr(vma.name.removeprefix("[anon:").removesuffix("]")),
-                )
-
-    def _open_files(
-        self, vmas: Sequence[Vma], files: Sequence[MappedFile]
-    ) -> dict[tuple[str, int], int]:
-        """Open each mapped file as the owner; by name and open mode."""
-        wanted = list(dict.fromkeys((v.name, _opened_for(v)) for v in vmas if v.inode))
-        batch = self.remote.batch()
-        for name, mode in wanted:
-            batch.add("openat", -100, cstr(name), mode | os.O_CLOEXEC, 0)  # AT_FDCWD
-        results = batch.run(check=False)
-        known = {os.fsdecode(f.path): f for f in files}
-        opened: dict[tuple[str, int], int] = {}
-        for (name, mode), fd in zip(wanted, results, strict=True):
-            if fd < 0:
-                raise CannotBuild(
-                    "file",
-                    f"{name} is mapped and cannot be opened here: {explain(-fd)}.",
-                )
-            opened[name, mode] = fd
-            self._compare(name, fd, known.get(name))
-        return opened
-
-    def _compare(self, name: str, fd: int, expected: MappedFile | None) -> None:
-        if expected is None:
-            raise CannotBuild("file", f"{name} is mapped, and the peer says no more.")
-        here = Path("/proc") / str(self.pid) / "fd" / str(fd)
-        size, edges = edges_of(here)
-        if (size, edges) != (expected.size_bytes, expected.edges):
-            raise CannotBuild(
-                "file",
-                f"{name} is mapped and differs here: "
-                f"{expected.size_bytes} bytes there, {size} here. "
-                "Install the same version on both hosts.",
-            )
-
     def change(self, layout: Layout, new: AddressSpace) -> None:
         """Follow a change of the source's mappings.
 
@@ -329,12 +203,12 @@ class Skeleton:
             batch.add("munmap", vma.start, vma.length)
         batch.run()
         self._make_way(new)
-        self._map_all((*layout.added, *layout.renewed), layout.files)
+        map_all(self.remote, (*layout.added, *layout.renewed), layout.files)
         batch = self.remote.batch()
         for vma in layout.reprotected:
             batch.add("mprotect", vma.start, vma.length, int(vma.prot))
-        self._advise(layout.readvised, batch)
         batch.run()
+        advise_anew(self.remote, layout.readvised)
         self.space = new
 
     def _make_way(self, new: AddressSpace) -> None:
@@ -425,92 +299,27 @@ class Skeleton:
                 continue
 
 
-def _spawn(
-    process: Process, leaf: int, policy: PidPolicy
-) -> tuple[Pid, Pid | None, int, int]:
-    """Bear the process; gives its pid, its init's, and the two pipes to it."""
-    if policy is PidPolicy.AUTO:
-        taken = _taken(process)
-        policy = PidPolicy.NEW_NAMESPACE if taken else PidPolicy.KEEP
-    return _spawn_in(
-        process,
-        leaf,
-        new_namespace=policy is PidPolicy.NEW_NAMESPACE,
-        any_pid=policy is PidPolicy.ANY,
-    )
-
-
-def _taken(process: Process) -> bool:
-    """Whether a number that the process needs is in use here, in whatever role."""
+def _bear(process: Process, leaf: int, policy: PidPolicy) -> Birth:
     wanted = {task.tid for task in process.tasks}
     wanted |= {process.process_group, process.session} - {0}
-    for pid in procfs.pids():
-        try:
-            stat = procfs.stat(pid)
-            if wanted & {pid, stat.process_group, stat.session, *procfs.threads(pid)}:
-                return True
-        except TaskVanished:
-            continue
-    return False
-
-
-def _spawn_in(
-    process: Process, leaf: int, *, new_namespace: bool, any_pid: bool
-) -> tuple[Pid, Pid | None, int, int]:
-    executable = ffi.new("char[]", process.executable)
-    groups = ffi.new("uint32_t[]", list(process.groups))
+    if policy is PidPolicy.AUTO:
+        policy = PidPolicy.NEW_NAMESPACE if taken(wanted) else PidPolicy.KEEP
     # A leader outside of its pid namespace shows as 0: then it leads its own session.
-    session = process.session or process.pid
-    group = process.process_group or process.pid
-    ids = (0, 0, 0) if any_pid else (process.pid, group, session)
-    plan = ffi.new(
-        "struct skeleton_plan *",
-        {
-            "executable": executable,
-            "cgroup": leaf,
-            "new_pid_namespace": int(new_namespace),
-            "pid": ids[0],
-            "pgid": ids[1],
-            "sid": ids[2],
-            "uid": list(process.uids),
-            "gid": list(process.gids),
-            "groups": groups,
-            "group_count": len(process.groups),
-        },
+    ids = Ids(
+        process.pid,
+        process.process_group or process.pid,
+        process.session or process.pid,
     )
-    birth = ffi.new("struct skeleton_birth *")
-    result = lib.skeleton_spawn(plan, birth)
-    _reap_leaders(birth.pid, birth.init)
-    if result < 0:
-        step = _STEPS.get(birth.step, "start")
-        raise CannotBuild(
-            "pid",
-            f"A process with pid {process.pid} cannot be born here (failed to {step}: "
-            f"{explain(-result)}). Try --pid new-namespace.",
+    try:
+        return bear(
+            process.executable,
+            Ids(0, 0, 0) if policy is PidPolicy.ANY else ids,
+            Owner(process.uids, process.gids, process.groups),
+            leaf,
+            new_namespace=policy is PidPolicy.NEW_NAMESPACE,
         )
-    init = Pid(birth.init) if birth.init else None
-    pid = Pid(birth.pid) if birth.pid else _descendant(Pid(birth.init), process.pid)
-    return pid, init, birth.go, birth.error
-
-
-def _reap_leaders(pid: int, init: int) -> None:
-    """Reap the leaders that ended on the way to the process, and nobody else."""
-    while True:
-        try:
-            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return
-        if found is None or found.si_pid in (pid, init):
-            return
-        os.waitpid(found.si_pid, 0)
-
-
-def _descendant(init: Pid, own_pid: int) -> Pid:
-    """The process that its namespace calls own_pid, as we see it."""
-    for child in procfs.children(init):
-        if procfs.status(child).pids_in_namespaces[-1] == own_pid:
-            return child
-    raise CannotBuild("pid", f"The process {own_pid} ended at its birth.")
+    except NotBorn as error:
+        raise CannotBuild("pid", f"{error} Try --pid new-namespace.") from error
 
 
 def _not_executed(executable: bytes, error: int) -> CannotBuild:
@@ -536,23 +345,6 @@ def _free(*spaces: AddressSpace) -> int:
     while taken & PageSet.of([(address, address + 4 * WORKBENCH_BYTES)]):
         address += _WORKBENCH_STEP
     return address
-
-
-def _opened_for(vma: Vma) -> int:
-    """The mode that mmap(2) demands of the descriptor."""
-    writes = vma.shared and Prot.WRITE in vma.prot
-    return os.O_RDWR if writes else os.O_RDONLY
-
-
-def _map_flags(vma: Vma) -> int:
-    flags = _MAP_SHARED if vma.shared else _MAP_PRIVATE
-    if not vma.inode:
-        flags |= _MAP_ANONYMOUS
-    if "gd" in vma.flags:
-        flags |= _MAP_GROWSDOWN
-    if "nr" in vma.flags:
-        flags |= _MAP_NORESERVE
-    return flags
 
 
 def _chunks(tasks: Sequence[Task], size: int) -> Iterable[Sequence[Task]]:

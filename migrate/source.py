@@ -10,14 +10,14 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
+from math import inf
 from threading import Event, Lock
 from typing import Final
 
 import trio
 
-from migrate import dump, image, preflight
+from migrate import descriptors, diagnosis, dump, image, preflight
 from migrate.errors import (
     InDoubt,
     MigrateError,
@@ -25,12 +25,10 @@ from migrate.errors import (
     Outcome,
     Reason,
     Refused,
-    RefusedByDestination,
     RolledBack,
-    TargetEnded,
 )
-from migrate.freeze import DidNotFreeze, Frozen, freeze, own_leaf
-from migrate.image import FrozenTree, Index, Layout, Outline
+from migrate.freeze import Frozen, freeze, own_leaf
+from migrate.image import FrozenTree, Index, Outline
 from migrate.kernel import probes, procfs
 from migrate.kernel.blocked_syscalls import Sleepers
 from migrate.kernel.cgroups import Leaf
@@ -39,27 +37,23 @@ from migrate.kernel.remote import Remote
 from migrate.kernel.tracee import Tracee
 from migrate.kinds import file_lock
 from migrate.kinds.kind import CannotCarry, Source
-from migrate.mapped_files import mapped_files
 from migrate.options import MoveOptions, OnStall, PidPolicy, TrackerChoice
-from migrate.preflight import memory as memory_rules
+from migrate.outgoing_memory import OutgoingMemory, Taken
 from migrate.progress import Progress
 from migrate.report import DowntimeParts, MovedProcess, Report
 from migrate.tracer_thread import TracerThread
-from precopy.address_space import AddressSpace, Vma
+from precopy.address_space import AddressSpace
 from precopy.convergence import Convergence, Decision
-from precopy.errors import GuardRegions, KernelError, TaskVanished
 from precopy.ids import PAGE_BYTES, Pid
-from precopy.page_set import PageSet
-from precopy.page_stream import batches
-from precopy.rounds import RoundRecord, split_dropped
+from precopy.rounds import RoundRecord
 from precopy.task_memory import TaskMemory
-from precopy.tracker import DirtyTracker, Written
+from precopy.tracker import DirtyTracker
 from precopy.tracker.everything import EverythingTracker
 from precopy.tracker.uffd_wp import UffdWpTracker
 from transport import channel as transport_channel
 from transport import messages as m
 from transport.channel import Channel, PeerGaveUp
-from transport.errors import ConnectionLost, RemoteProtocolError, TransportError
+from transport.errors import TransportError
 
 CONNECT_S: Final = 10.0
 BUILD_S: Final = 60.0  # the destination builds the skeleton
@@ -101,18 +95,27 @@ async def depart(
         channel = await transport_channel.connect(*peer, deadline_s=CONNECT_S)
     except TransportError as error:
         raise NotConnected(
-            f"Connecting to {peer[0]}:{peer[1]} failed: {error}.",
+            f"There is no connection: {error}.",
             way_out="Is an agent listening there? (migrate agent --listen HOST:PORT)",
         ) from error
     with channel:
         if options.dry_run:
             return Report(outcome=Outcome.CAN_GO)
         departure = Departure(Pid(pids[0]), channel, options, progress)
+        allowed_s = inf if options.timeout_s is None else options.timeout_s
+        deadline = trio.current_time() + allowed_s
+
+        def call_off() -> None:
+            late = trio.current_time() >= deadline
+            departure.call_off(
+                f"It did not arrive within the {allowed_s:g} s allowed."
+                if late
+                else "The move was called off."
+            )
+
         async with TracerThread("tracer") as tracer:
-            with trio.CancelScope() as allowed:
-                if options.timeout_s is not None:
-                    allowed.deadline = trio.current_time() + options.timeout_s
-                return await tracer.run(departure.run, on_cancel=departure.call_off)
+            with trio.CancelScope(deadline=deadline):
+                return await tracer.run(departure.run, on_cancel=call_off)
         raise AssertionError("a cancelled departure ends with an error of its own")
 
 
@@ -131,22 +134,22 @@ class Departure:
         self._options = options
         self._progress = progress
         self._called_off = Event()
+        self._why_called_off = ""
         self._handing_over = Lock()
         self._sleepers = Sleepers(pid)
-        self._rounds: list[RoundRecord] = []
-        self._sent = PageSet.EMPTY
+        self._memory: OutgoingMemory | None = None
+        self._known_descriptors: descriptors.Memory = {}
         self._downtime_s: float | None = None
         self._parts = DowntimeParts()
         self._began_s = time.monotonic()
         self._transaction = secrets.token_bytes(16)
         self._moved: tuple[MovedProcess, ...] = ()
-        self._in_doubt = False
-        self._tally = _Tally()
 
-    def call_off(self) -> None:
+    def call_off(self, why: str) -> None:
         """Give up, unless the hand-over has begun. From any thread."""
         with self._handing_over:
             if not self._progress.handover_began.is_set():
+                self._why_called_off = why
                 self._called_off.set()
                 self._channel.shutdown()
 
@@ -158,7 +161,7 @@ class Departure:
             error.report = self._report()
             raise
         except Exception as error:
-            translated = self._translate(error)
+            translated = self._diagnose(error)
             if translated is None:
                 self._channel.abort([m.Reason("source", None, None, "a bug here")])
                 raise
@@ -177,12 +180,23 @@ class Departure:
             self._look(undo)
             self._progress.preparing("building its skeleton at the destination")
             self._offer()
-            memory = undo.enter_context(TaskMemory(self._pid))
+            memory = OutgoingMemory(
+                undo.enter_context(TaskMemory(self._pid)),
+                self._tracker,
+                AddressSpace(self._process.vmas),
+                self._channel,
+                self._proceed,
+            )
+            self._memory = memory
             self._run_rounds(memory)
             leaf = undo.enter_context(own_leaf(self._pid))
             # Moving it took a while: what was written meanwhile goes before the freeze.
-            self._run_round(memory)
+            self._send_round(memory, memory.take())
             self._stop_and_copy(leaf, memory)
+
+    def _proceed(self) -> None:
+        if self._called_off.is_set():
+            raise CalledOff
 
     def _greet(self) -> None:
         welcome = self._channel.expect(m.Welcome)
@@ -201,12 +215,11 @@ class Departure:
             self._sleepers.remaining(tracee)
             with tracee.remote() as remote:
                 source = self._source(tracee, remote)
-                self._process = dump.outline(source)
+                self._process = dump.outline(source, self._known_descriptors)
                 self._tracker = _choose_tracker(self._options.tracker, source)
         finally:
             tracee.detach(cure=self._sleepers.cure)
         undo.callback(self._tracker.close)
-        self._space = AddressSpace(self._process.vmas)
 
     def _offer(self) -> None:
         outline = image.encode(Outline((self._process,)))
@@ -238,24 +251,26 @@ class Departure:
             features=(),
         )
 
-    def _run_rounds(self, memory: TaskMemory) -> None:
+    def _run_rounds(self, memory: OutgoingMemory) -> None:
+        """Send what is written until little enough is left for the freeze."""
         limit_s = self._options.downtime_limit_s
         convergence = Convergence(limit_s, self._options.rounds_max)
-        written = self._take()
+        taken = memory.take()
         while True:
-            record = self._send_round(memory, written)
-            written = self._take()
-            convergence.record(record, written.data.pages)
+            record = self._send_round(memory, taken)
+            taken = memory.take()
+            convergence.record(record, taken.data.pages)
             self._progress.round_ended(record, convergence.estimate_s, limit_s)
-            match convergence.decide():
-                case Decision.STOP_AND_COPY:
-                    break
-                case Decision.STALLED:
-                    self._stalled(convergence)
-                    break
-                case Decision.ANOTHER:
-                    continue
-        self._send_round(memory, written)
+            decision = convergence.decide()
+            if decision is Decision.STALLED:
+                self._stalled(convergence)
+            if decision is not Decision.ANOTHER:
+                break
+        self._send_round(memory, taken)
+
+    def _send_round(self, memory: OutgoingMemory, taken: Taken) -> RoundRecord:
+        self._progress.round_started(len(memory.rounds) + 1, taken.data.pages)
+        return memory.send_round(taken, progress=self._progress.round_progress)
 
     def _stalled(self, convergence: Convergence) -> None:
         if self._options.on_stall is OnStall.ABORT:
@@ -266,109 +281,22 @@ class Departure:
                 way_out="Raise --downtime-limit or choose --on-stall stop-and-copy.",
             )
 
-    def _run_round(self, memory: TaskMemory) -> None:
-        self._send_round(memory, self._take())
-
-    def _take(self, *, final: bool = False) -> Written:
-        """What was written since the last time; the destination follows the layout."""
-        new = self._look_at_mappings(final=final)
-        change = self._space.changes_to(new)
-        _require_carried(self._pid, change.added)
-        self._space = new
-        written = self._tracker.take(new, final=final)
-        self._dropped = split_dropped(written.dropped, new)
-        renewed = _parts(new, self._dropped.remapped)
-        self._sent -= change.emptied | self._dropped.remapped
-        if change or renewed:
-            files = mapped_files(self._pid, (*change.added, *renewed))
-            layout = Layout.of(change, renewed, files)
-            self._channel.send(m.Layout(_ROOT, image.encode(layout)))
-        return written
-
-    def _look_at_mappings(self, *, final: bool) -> AddressSpace:
-        """The mappings now, with their flags.
-
-        /proc/PID/smaps, which has the flags, walks all page tables. In the freeze it
-        is read only if the plain list has changed; advice (madvise(2)) given since
-        the last round to a mapping that is otherwise the same is not seen then.
-        """
-        if final:
-            plain = procfs.read_maps(self._pid)
-            known = [replace(vma, flags=frozenset()) for vma in self._space.vmas]
-            if plain.vmas == tuple(known):
-                return self._space
-        return AddressSpace(_without_our_mark(procfs.read_smaps(self._pid)))
-
-    def _send_round(self, memory: TaskMemory, written: Written) -> RoundRecord:
-        record = RoundRecord(len(self._rounds) + 1)
-        began_s = time.monotonic()
-        wire = self._channel.traffic.bytes_sent
-        self._progress.round_started(record.number, written.data.pages)
-        self._send_pages(memory, written, record, report=True)
-        tally, self._tally = self._tally, _Tally()
-        self._channel.send(
-            m.RoundEnd(record.number, tally.batches, tally.pages, tally.bytes)
-        )
-        self._channel.expect(m.RoundDone, timeout_s=APPLY_S)
-        record.bytes_wire = self._channel.traffic.bytes_sent - wire
-        record.duration_s = time.monotonic() - began_s
-        self._rounds.append(record)
-        return record
-
-    def _send_pages(
-        self,
-        memory: TaskMemory,
-        written: Written,
-        record: RoundRecord,
-        *,
-        report: bool = False,
-    ) -> None:
-        began_s = time.monotonic()
-        found: list[PageSet] = []
-        for batch in batches(
-            memory,
-            _ROOT,
-            written.data,
-            sent=self._sent,
-            anonymous=self._space.anonymous_ranges(),
-            zeros=self._dropped.zeros & self._sent,
-        ):
-            if self._called_off.is_set():
-                raise CalledOff
-            self._channel.send_pages(batch.encode(), timeout_s=APPLY_S)
-            found.append(batch.data)
-            self._tally.count(batch.pages, batch.data.bytes)
-            record.pages += batch.data.pages
-            record.zero_pages += batch.zeros.pages
-            record.bytes_raw += batch.data.bytes
-            if report and self._tally.batches % 64 == 0:
-                spent_s = max(time.monotonic() - began_s, 1e-6)
-                self._progress.round_progress(record.pages, record.bytes_raw / spent_s)
-        self._sent |= PageSet.of(run for pages in found for run in pages)
-
-    def _stop_and_copy(self, leaf: Leaf, memory: TaskMemory) -> None:
+    def _stop_and_copy(self, leaf: Leaf, memory: OutgoingMemory) -> None:
         self._progress.freezing()
         began_s = time.monotonic()
         with freeze(leaf, self._pid, self._sleepers) as frozen:
             stopped_s = time.monotonic()
             self._require_still_alone()
-            locks = self._send_state(frozen)
-            try:
+            with self._lending_locks(frozen) as lent:
+                self._send_state(frozen, lent)
                 dumped_s = time.monotonic()
-                written = self._take(final=True)
+                taken = memory.take(final=True)
                 scanned_s = time.monotonic()
-                self._send_pages(memory, written, RoundRecord(0))
-                self._channel.send(m.End(*self._tally))
+                memory.send_last(taken)
                 sent_s = time.monotonic()
                 self._channel.expect(m.Ready, timeout_s=T_FREEZE_S)
                 ready_s = time.monotonic()
                 self._hand_over(frozen, leaf)
-            except BaseException:
-                if locks is not None and not frozen.handed_over:
-                    with frozen.injecting() as remote:
-                        source = self._source(frozen.tracee, remote)
-                        file_lock.reacquire(source, locks)
-                raise
             ended_s = time.monotonic()
             frozen.tracee.kill()
             frozen.tracee.reap()
@@ -401,17 +329,33 @@ class Departure:
                 pid=self._pid,
             )
 
-    def _send_state(self, frozen: Frozen) -> file_lock.FileLocks | None:
+    @contextmanager
+    def _lending_locks(self, frozen: Frozen) -> Iterator[list[file_lock.FileLocks]]:
+        """Locks that are given up in here are taken again, unless it is handed over."""
+        lent: list[file_lock.FileLocks] = []
+        try:
+            yield lent
+        except BaseException:
+            if lent and not frozen.handed_over:
+                with frozen.injecting() as remote:
+                    source = self._source(frozen.tracee, remote)
+                    for locks in lent:
+                        file_lock.reacquire(source, locks)
+            raise
+
+    def _send_state(self, frozen: Frozen, lent: list[file_lock.FileLocks]) -> None:
         """Everything but memory; afterwards its file locks are nobody's."""
         states = frozen.tracee.states()
         with frozen.injecting() as remote:
             source = self._source(frozen.tracee, remote)
-            record = dump.frozen(source, self._process, states, frozen.timed)
-            locks: file_lock.FileLocks | None = file_lock.dump(source)
+            record = dump.frozen(
+                source, self._process, states, frozen.timed, self._known_descriptors
+            )
+            locks = file_lock.dump(source)
             if locks is not None:
+                lent.append(locks)
                 file_lock.release(source, locks)
         self._channel.send(m.State(image.encode(FrozenTree((record,)))))
-        return locks
 
     def _hand_over(self, frozen: Frozen, leaf: Leaf) -> None:
         """Go, and wait for the answer: it is not ours to decide any more."""
@@ -446,7 +390,13 @@ class Departure:
             # It runs there; the destination only cannot forget about us.
             return
 
+    def _diagnose(self, error: Exception) -> MigrateError | None:
+        if self._called_off.is_set():
+            return RolledBack(self._why_called_off)
+        return diagnosis.of(error, self._pid, offered=bool(self._moved))
+
     def _report(self) -> Report:
+        rounds = self._memory.rounds if self._memory else []
         return Report(
             outcome=Outcome.ARRIVED,
             transaction=self._transaction.hex(),
@@ -455,70 +405,11 @@ class Departure:
             downtime_s=self._downtime_s,
             downtime_parts_s=self._parts,
             total_s=time.monotonic() - self._began_s,
-            rounds=tuple(self._rounds),
-            bytes_raw=sum(record.bytes_raw for record in self._rounds),
+            rounds=tuple(rounds),
+            bytes_raw=sum(record.bytes_raw for record in rounds),
             bytes_wire=self._channel.traffic.bytes_sent,
-            resident_bytes=self._sent.bytes,
+            resident_bytes=self._memory.sent.bytes if self._memory else 0,
         )
-
-    def _translate(self, error: Exception) -> MigrateError | None:
-        """The outcome that an error stands for; None: it is a bug of ours."""
-        if self._called_off.is_set():
-            return RolledBack("The move was called off.")
-        match error:
-            case TaskVanished():
-                return self._vanished()
-            case PeerGaveUp(message=m.Refused()):
-                return RefusedByDestination(
-                    "The destination refused it.", reasons=_heard(error)
-                )
-            case PeerGaveUp():
-                return RolledBack(f"The destination gave up: {error}.")
-            case ConnectionLost() | RemoteProtocolError():
-                return RolledBack(
-                    f"The connection failed: {error}.", way_out="Start the move again."
-                )
-            case CannotCarry() if not self._moved:
-                reason = Reason(error.kind, error.message, error.pid, error.fd)
-                return Refused("It cannot go.", reasons=[reason])
-            case CannotCarry() | GuardRegions():
-                return RolledBack(f"Something came up that cannot go: {error}")
-            case DidNotFreeze():
-                return RolledBack("A thread of it would not stop.")
-            case KernelError() if not self._moved:
-                reason = Reason("kernel", f"{error}: it cannot be traced.", self._pid)
-                return Refused("It cannot go.", reasons=[reason])
-            case KernelError() | OSError():
-                return RolledBack(f"The kernel refused: {error}.")
-        return None
-
-    def _vanished(self) -> MigrateError:
-        try:
-            if procfs.stat(self._pid).state not in "ZX":
-                return RolledBack(
-                    "The process executed another program meanwhile.",
-                    way_out="Start the move again.",
-                )
-        except TaskVanished:
-            pass
-        return TargetEnded(f"Process {self._pid} ended by itself during the move.")
-
-
-class _Tally:
-    """What was sent since the last round ended."""
-
-    def __init__(self) -> None:
-        self.batches = 0
-        self.pages = 0
-        self.bytes = 0
-
-    def __iter__(self) -> Iterator[int]:
-        return iter((self.batches, self.pages, self.bytes))
-
-    def count(self, pages: int, size_bytes: int) -> None:
-        self.batches += 1
-        self.pages += pages
-        self.bytes += size_bytes
 
 
 def _choose_tracker(choice: TrackerChoice, source: Source) -> DirtyTracker:
@@ -533,32 +424,3 @@ def _choose_tracker(choice: TrackerChoice, source: Source) -> DirtyTracker:
     finally:
         remote.syscall("close", fd)
     return UffdWpTracker(source.pid, uffd)
-
-
-def _require_carried(pid: Pid, added: tuple[Vma, ...]) -> None:
-    """Mappings that have come since the preflight are held to the same rules.
-
-    Raises:
-        CannotCarry: one of them cannot be made again.
-    """
-    for reason in memory_rules.of_mappings(pid, added):
-        raise CannotCarry(reason.kind, reason.message, pid=pid)
-
-
-def _without_our_mark(space: AddressSpace) -> Iterator[Vma]:
-    """The mappings without the flag of userfaultfd, which is our tracker's doing."""
-    for vma in space.vmas:
-        yield replace(vma, flags=vma.flags - _TRACKED_FLAGS)
-
-
-def _parts(space: AddressSpace, pages: PageSet) -> tuple[Vma, ...]:
-    """The mappings cut to these pages."""
-    return tuple(
-        vma.part(start, end)
-        for vma in space.vmas
-        for start, end in pages & PageSet.of([(vma.start, vma.end)])
-    )
-
-
-def _heard(error: PeerGaveUp) -> list[Reason]:
-    return [Reason(r.kind, r.message, r.pid, r.fd) for r in error.reasons]

@@ -1,0 +1,73 @@
+"""What an error in a departure means for whoever asked for it."""
+
+from collections.abc import Iterable
+
+from migrate.errors import (
+    MigrateError,
+    Reason,
+    Refused,
+    RefusedByDestination,
+    RolledBack,
+    TargetEnded,
+)
+from migrate.freeze import DidNotFreeze
+from migrate.kernel import procfs
+from migrate.kinds.kind import CannotCarry
+from precopy.errors import GuardRegions, KernelError, TaskVanished
+from precopy.ids import Pid
+from transport import messages as m
+from transport.channel import PeerGaveUp
+from transport.errors import ConnectionLost, RemoteProtocolError
+
+
+def of(error: Exception, pid: Pid, *, offered: bool) -> MigrateError | None:
+    """The outcome that an error before the hand-over stands for; None: a bug of ours.
+
+    ``offered``: the destination has accepted the process.
+    """
+    match error:
+        case TaskVanished():
+            return _vanished(pid)
+        case PeerGaveUp(message=m.Refused()):
+            return RefusedByDestination(
+                "The destination refused it.", reasons=_heard(error.reasons)
+            )
+        case PeerGaveUp():
+            return RolledBack(
+                f"The destination gave up: {error}.", reasons=_heard(error.reasons)
+            )
+        case ConnectionLost() | RemoteProtocolError():
+            return RolledBack(
+                f"The connection failed: {error}.", way_out="Start the move again."
+            )
+        case CannotCarry() if not offered:
+            reason = Reason(error.kind, error.message, error.pid, error.fd)
+            return Refused("It cannot go.", reasons=[reason])
+        case CannotCarry():
+            return RolledBack(f"Something came up that cannot go: {error.message}")
+        case GuardRegions():
+            return RolledBack(f"Something came up that cannot go: {error}.")
+        case DidNotFreeze():
+            return RolledBack("A thread of it would not stop.")
+        case KernelError() if not offered:
+            reason = Reason("kernel", f"{error}: it cannot be traced.", pid)
+            return Refused("It cannot go.", reasons=[reason])
+        case OSError():
+            return RolledBack(f"The kernel refused: {error}.")
+    return None
+
+
+def _vanished(pid: Pid) -> MigrateError:
+    try:
+        if procfs.stat(pid).state not in "ZX":
+            return RolledBack(
+                "The process executed another program meanwhile.",
+                way_out="Start the move again.",
+            )
+    except TaskVanished:
+        pass
+    return TargetEnded(f"Process {pid} ended by itself during the move.")
+
+
+def _heard(reasons: Iterable[m.Reason]) -> list[Reason]:
+    return [Reason(r.kind, r.message, r.pid, r.fd) for r in reasons]

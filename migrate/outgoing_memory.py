@@ -1,0 +1,222 @@
+"""The memory of a process on its way: what was written, to the destination.
+
+Each look compares the mappings with those of the last look and asks the tracker what
+was written since. The destination hears of changed mappings first (a Layout), so that
+the pages that follow have a place. What it holds by now is `sent`: a page that has
+become zero is named to it only if it was sent before.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+from migrate import image
+from migrate.image import Index, Layout
+from migrate.kernel import procfs
+from migrate.kinds.kind import CannotCarry
+from migrate.mapped_files import MappingVanished, mapped_files
+from migrate.preflight import memory as memory_rules
+from precopy.address_space import AddressSpace, AddressSpaceChange, Vma
+from precopy.ids import Pid
+from precopy.page_set import PageSet
+from precopy.page_stream import batches
+from precopy.rounds import Dropped, RoundRecord, split_dropped
+from precopy.task_memory import TaskMemory
+from precopy.tracker import DirtyTracker
+from transport import messages as m
+from transport.channel import Channel
+
+APPLY_S: Final = 600.0  # the destination catches up with a round
+_REPORT_BATCHES: Final = 64
+_LOOKS_MAX: Final = 10
+_ROOT: Final = Index(0)
+# Flags that a registration with userfaultfd(2) leaves in smaps: our tracker's doing.
+_TRACKED_FLAGS: Final = frozenset({"um", "uw"})
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What one look found: pages to send, and earlier ones to forget."""
+
+    data: PageSet
+    dropped: Dropped
+
+
+class _Tally:
+    """What was sent since the last round ended."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+        self.pages = 0
+        self.bytes = 0
+
+    def count(self, pages: int, size_bytes: int) -> None:
+        self.batches += 1
+        self.pages += pages
+        self.bytes += size_bytes
+
+
+class OutgoingMemory:
+    """One process's memory, from the first look to the last.
+
+    ``memory`` and ``tracker`` stay the caller's. ``proceed`` is called between two
+    batches; what it raises ends the sending.
+    """
+
+    def __init__(
+        self,
+        memory: TaskMemory,
+        tracker: DirtyTracker,
+        space: AddressSpace,
+        channel: Channel,
+        proceed: Callable[[], None],
+    ) -> None:
+        self._pid: Pid = memory.pid
+        self._memory = memory
+        self._tracker = tracker
+        self._space = space  # as the destination has it
+        self._channel = channel
+        self._proceed = proceed
+        self._maps = procfs.MapsParser()
+        self._plain = AddressSpace()
+        self._tally = _Tally()
+        self.sent = PageSet.EMPTY
+        self.rounds: list[RoundRecord] = []
+
+    def take(self, *, final: bool = False) -> Taken:
+        """What was written since the last time; the destination follows the layout.
+
+        ``final``: nothing runs any more.
+
+        Raises:
+            CannotCarry: something is mapped now that cannot be made again.
+            TaskVanished: the process ended, or executed another program.
+        """
+        new, change = self._follow(final=final)
+        written = self._tracker.take(new, final=final)
+        dropped = split_dropped(written.dropped, new)
+        self.sent -= dropped.remapped
+        if dropped.remapped:
+            renewed = _parts(new, dropped.remapped)
+            nothing = AddressSpaceChange()
+            self._announce(nothing, renewed, mapped_files(self._pid, renewed))
+        self.sent -= change.emptied
+        return Taken(written.data, dropped)
+
+    def _follow(self, *, final: bool) -> tuple[AddressSpace, AddressSpaceChange]:
+        """Tell the destination how the mappings have changed."""
+        for _ in range(_LOOKS_MAX):
+            new = self._look_at_mappings(final=final)
+            change = self._space.changes_to(new)
+            _require_carried(self._pid, change.added)
+            try:
+                files = mapped_files(self._pid, change.added)
+            except MappingVanished:
+                continue
+            if change:
+                self._announce(change, (), files)
+            self._space = new
+            return new, change
+        raise CannotCarry(
+            "mapping",
+            f"pid {self._pid} maps and unmaps files faster than they can be looked at.",
+            pid=self._pid,
+        )
+
+    def _announce(
+        self,
+        change: AddressSpaceChange,
+        renewed: tuple[Vma, ...],
+        files: tuple[image.MappedFile, ...],
+    ) -> None:
+        layout = Layout.of(change, renewed, files)
+        self._channel.send(m.Layout(_ROOT, image.encode(layout)))
+
+    def _look_at_mappings(self, *, final: bool) -> AddressSpace:
+        """The mappings now, with their flags.
+
+        /proc/PID/smaps, which has the flags, walks all page tables. In the freeze it
+        is read only if the plain list has changed; advice (madvise(2)) given since
+        the last round to a mapping that is otherwise the same is not seen then.
+        """
+        before = self._plain
+        self._plain = procfs.read_maps(self._pid, self._maps)
+        if final and self._plain is before:
+            return self._space
+        return AddressSpace(_without_our_mark(procfs.read_smaps(self._pid)))
+
+    def send_round(
+        self,
+        taken: Taken,
+        *,
+        progress: Callable[[int, float], None] = lambda pages, rate: None,
+    ) -> RoundRecord:
+        """Send a pre-copy round, and wait until the destination has all of it.
+
+        ``progress`` hears the pages sent so far and the bytes per second.
+        """
+        record = RoundRecord(len(self.rounds) + 1)
+        began_s = time.monotonic()
+        wire_before = self._channel.traffic.bytes_sent
+        self._send(taken, record, progress)
+        tally, self._tally = self._tally, _Tally()
+        self._channel.send(
+            m.RoundEnd(record.number, tally.batches, tally.pages, tally.bytes)
+        )
+        self._channel.expect(m.RoundDone, timeout_s=APPLY_S)
+        record.bytes_wire = self._channel.traffic.bytes_sent - wire_before
+        record.duration_s = time.monotonic() - began_s
+        self.rounds.append(record)
+        return record
+
+    def send_last(self, taken: Taken) -> None:
+        """Send the pages of the frozen process, and the end mark."""
+        self._send(taken, RoundRecord(0), lambda pages, rate: None)
+        tally = self._tally
+        self._channel.send(m.End(tally.batches, tally.pages, tally.bytes))
+
+    def _send(
+        self, taken: Taken, record: RoundRecord, progress: Callable[[int, float], None]
+    ) -> None:
+        began_s = time.monotonic()
+        found: list[PageSet] = []
+        for batch in batches(
+            self._memory,
+            _ROOT,
+            taken.data,
+            sent=self.sent,
+            anonymous=self._space.anonymous_ranges(),
+            zeros=taken.dropped.zeros & self.sent,
+        ):
+            self._proceed()
+            self._channel.send_pages(batch.encode(), timeout_s=APPLY_S)
+            found.append(batch.data)
+            self._tally.count(batch.pages, batch.data.bytes)
+            record.pages += batch.data.pages
+            record.zero_pages += batch.zeros.pages
+            record.bytes_raw += batch.data.bytes
+            if self._tally.batches % _REPORT_BATCHES == 0:
+                spent_s = max(time.monotonic() - began_s, 1e-6)
+                progress(record.pages, record.bytes_raw / spent_s)
+        self.sent |= PageSet.of(run for pages in found for run in pages)
+
+
+def _require_carried(pid: Pid, added: tuple[Vma, ...]) -> None:
+    """Mappings that have come since the preflight are held to the same rules."""
+    for reason in memory_rules.of_mappings(pid, added):
+        raise CannotCarry(reason.kind, reason.message, pid=pid)
+
+
+def _without_our_mark(space: AddressSpace) -> Iterator[Vma]:
+    for vma in space.vmas:
+        yield replace(vma, flags=vma.flags - _TRACKED_FLAGS)
+
+
+def _parts(space: AddressSpace, pages: PageSet) -> tuple[Vma, ...]:
+    """The mappings cut to these pages."""
+    return tuple(
+        vma.part(start, end)
+        for vma in space.vmas
+        for start, end in pages & PageSet.of([(vma.start, vma.end)])
+    )
