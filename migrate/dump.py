@@ -6,16 +6,19 @@ change all the time, or that can only be restored into finished memory.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from migrate import descriptors
 from migrate.errors import printable
 from migrate.image import FrozenProcess, FrozenTask, Process, Task
 from migrate.kernel import procfs
+from migrate.kernel.asking import asked_together
 from migrate.kernel.blocked_syscalls import TimedCall
+from migrate.kernel.remote import Remote
 from migrate.kernel.tracee import TaskState
 from migrate.kinds import table
-from migrate.kinds.kind import Source
+from migrate.kinds.kind import ProcessKind, Record, Source, TaskKind
 from migrate.kinds.table import Dumped
 from migrate.mapped_files import mapped_files
 from precopy.ids import Tid
@@ -36,6 +39,7 @@ def outline(source: Source, memory: descriptors.Memory) -> Process:
     space = procfs.read_smaps(pid)
     # The workbench, through which we look, is not the process's own.
     bench = source.remote.bench.address
+    of_tasks = [m for m in table.task_kinds() if not m.KIND.late]
     vmas = tuple(v for v in space.vmas if v.start != bench)
     return Process(
         pid=status.pids_in_namespaces[-1],
@@ -50,10 +54,12 @@ def outline(source: Source, memory: descriptors.Memory) -> Process:
         vmas=vmas,
         files=mapped_files(pid, vmas),
         tasks=tuple(
-            Task(own_tid(source, tid), _task_kinds(source, tid, late=False))
+            Task(own_tid(source, tid), _task_kinds(source, tid, of_tasks))
             for tid in source.tracee.tids
         ),
-        kinds=_process_kinds(source, late=False),
+        kinds=_process_kinds(
+            source, [m for m in table.process_kinds() if not m.KIND.late]
+        ),
         descriptors=descriptors.dump(source, memory),
     )
 
@@ -85,46 +91,59 @@ def frozen(
     tasks = []
     for tid, state in zip(source.tracee.tids, states, strict=True):
         own = own_tid(source, tid)
-        early = _task_kinds(source, tid, late=False)
-        late = _task_kinds(source, tid, late=True)
+        kinds = _task_kinds(source, tid, table.task_kinds())
         tasks.append(
             FrozenTask(
                 own,
                 state,
                 timed.get(tid),
-                _changed(early, known.get(own, ())) + late,
+                _news(kinds, known.get(own, ())),
             )
         )
     now = descriptors.dump(source, memory)
     return FrozenProcess(
         tasks=tuple(tasks),
-        kinds=_changed(_process_kinds(source, late=False), before.kinds)
-        + _process_kinds(source, late=True),
+        kinds=_news(_process_kinds(source, table.process_kinds()), before.kinds),
         descriptors=None if now == before.descriptors else now,
     )
 
 
-def _changed(now: tuple[Dumped, ...], then: tuple[Dumped, ...]) -> tuple[Dumped, ...]:
-    return tuple(dumped for dumped in now if dumped not in then)
+def _news(now: tuple[Dumped, ...], then: tuple[Dumped, ...]) -> tuple[Dumped, ...]:
+    """What is late, and of the rest what differs."""
+    return tuple(d for d in now if table.kind(d.kind).late or d not in then)
 
 
-def _process_kinds(source: Source, *, late: bool) -> tuple[Dumped, ...]:
-    found = []
-    for module in table.process_kinds():
-        if module.KIND.late is not late:
-            continue
-        record = module.dump(source)
-        if record is not None:
-            found.append(table.pack(module.KIND, record))
-    return tuple(found)
+def _process_kinds(
+    source: Source, modules: Sequence[ProcessKind]
+) -> tuple[Dumped, ...]:
+    return _dumped(source.remote, modules, lambda module: module.dump(source))
 
 
-def _task_kinds(source: Source, tid: Tid, *, late: bool) -> tuple[Dumped, ...]:
-    found = []
-    for module in table.task_kinds():
-        if module.KIND.late is not late:
-            continue
-        record = module.dump(source, tid)
-        if record is not None:
-            found.append(table.pack(module.KIND, record))
-    return tuple(found)
+def _task_kinds(
+    source: Source, tid: Tid, modules: Sequence[TaskKind]
+) -> tuple[Dumped, ...]:
+    remote = source.remote.on(tid)
+    return _dumped(remote, modules, lambda module: module.dump(source, tid))
+
+
+_Module = TypeVar("_Module", ProcessKind, TaskKind)
+
+
+def _dumped(
+    remote: Remote, modules: Sequence[_Module], dump: Callable[[_Module], Record]
+) -> tuple[Dumped, ...]:
+    """The records of these kinds, in their order.
+
+    Those that ask the task itself (they have an `ask`) do so together, in one stop.
+    """
+    asking = {m.KIND.name: m.ask for m in modules if hasattr(m, "ask")}
+    answers = asked_together(remote, list(asking.values()))
+    records = dict(zip(asking, answers, strict=True))
+    for module in modules:
+        if module.KIND.name not in asking:
+            records[module.KIND.name] = dump(module)
+    return tuple(
+        table.pack(module.KIND, records[module.KIND.name])
+        for module in modules
+        if records[module.KIND.name] is not None
+    )
