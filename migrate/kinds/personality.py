@@ -48,8 +48,9 @@ def dump(source: Source, tid: Tid) -> Personality:
 
 
 def restore(record: Personality, target: Target, tid: Tid) -> None:
-    """Set it."""
-    target.remote.on(tid).syscall("personality", record.persona)
+    """Set it, if it is another."""
+    if _read(target.pid, tid) != record.persona:
+        target.remote.on(tid).syscall("personality", record.persona)
 
 
 def _read(pid: Pid, tid: Tid) -> int:
