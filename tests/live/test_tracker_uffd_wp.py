@@ -37,10 +37,18 @@ class Obedient(Target):
         return self.answer()
 
     def map(
-        self, start: int, pages: int, flags: int = MAP_PRIVATE, fd: int = -1
+        self,
+        start: int,
+        pages: int,
+        flags: int = MAP_PRIVATE,
+        *,
+        fd: int = -1,
+        first: int = 0,
     ) -> None:
+        """Map pages, of the file ``fd`` from its page ``first`` on if one is given."""
         flags |= MAP_FIXED | (MAP_ANONYMOUS if fd < 0 else 0)
-        assert self.call(MMAP, start, pages * PAGE_BYTES, RW, flags, fd, 0) == start
+        length, offset = pages * PAGE_BYTES, first * PAGE_BYTES
+        assert self.call(MMAP, start, length, RW, flags, fd, offset) == start
 
     def write(self, start: int, pages: int = 1, value: int = 1) -> None:
         self.tell(f"w {start} {pages} {PAGE_BYTES} {value}\n".encode())
@@ -204,8 +212,9 @@ def test_a_moved_mapping_is_written_where_it_went(followed: Followed) -> None:
     assert followed.take() == Written(run(100, 108), run(0, 8))
 
 
+@pytest.mark.parametrize("of_a_file", [False, True])
 def test_a_mapping_that_lost_its_protection_is_followed_anew(
-    followed: Followed,
+    followed: Followed, of_a_file: bool
 ) -> None:
     """Moving an untouched mapping between registered ones takes theirs, too.
 
@@ -213,9 +222,10 @@ def test_a_mapping_that_lost_its_protection_is_followed_anew(
     first write makes such a page writable and leaves the mark: registered again, it
     would look protected for ever.
     """
-    followed.target.map(BASE, 48)
+    fd = followed.target.file(48) if of_a_file else -1
+    followed.target.map(BASE, 48, fd=fd)
     followed.target.write(at(40), 2)
-    followed.target.map(at(100), 2)
+    followed.target.map(at(100), 2, fd=fd, first=28)
     assert followed.data() == run(40, 42)
     flags = 1 | 2  # MAYMOVE | FIXED
     length = 2 * PAGE_BYTES
