@@ -99,7 +99,6 @@ class TaskMemory:
             KernelError: we may not read it.
         """
         bounds = pages.boundaries
-        room = ffi.from_buffer("uint8_t[]", buffer)
         if memoryview(buffer).nbytes < pages.bytes:
             raise ValueError(f"a buffer too small for {pages.bytes} bytes")
         got = array("Q", bytes(16 * pages.pages))
@@ -107,7 +106,9 @@ class TaskMemory:
             self._memory,
             ffi.from_buffer("uint64_t[]", bounds),
             len(bounds),
-            room,
+            # Not a local, which the traceback of an error would keep: CPython 3.11
+            # crashes where its collector finds a memoryview that is still in use.
+            ffi.from_buffer("uint8_t[]", buffer),
             ffi.from_buffer("uint64_t[]", got),
         )
         if count < 0:

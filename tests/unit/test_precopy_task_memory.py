@@ -161,6 +161,19 @@ def test_a_buffer_of_the_wrong_size_is_refused(area: Area, memory: TaskMemory) -
         memory.write_runs(area.pages((0, 2)), bytes(PAGE_BYTES))
 
 
+def test_a_buffer_is_not_held_by_the_error(area: Area) -> None:
+    """Its traceback lives on, and with it whatever read_runs() had at hand."""
+    child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    pages = area.pages((0, 2))
+    view = memoryview(bytearray(pages.bytes))
+    with TaskMemory(Pid(child.pid)) as memory:
+        child.communicate()
+        with pytest.raises(TaskVanished) as error:
+            memory.read_runs(pages, view)
+    view.release()
+    assert error.traceback
+
+
 def test_a_process_that_has_gone_is_told_from_a_page_that_has(area: Area) -> None:
     """TaskVanished, from whichever call notices."""
     child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
