@@ -13,6 +13,7 @@ for that moment: every thread is held by ptrace, so only the one that we let go 
 """
 
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -35,10 +36,11 @@ class DidNotFreeze(Exception):
 class Frozen:
     """All threads are stopped: held by the freezer and by ptrace."""
 
-    def __init__(self, leaf: Leaf, tracee: Tracee, timed: dict[Tid, TimedCall]) -> None:
+    def __init__(self, leaf: Leaf, tracee: Tracee, began_s: float) -> None:
         self.leaf = leaf
         self.tracee = tracee
-        self.timed = timed  # what is left of the calls that the threads sleep in
+        self.began_s = began_s  # time.monotonic() when the freeze was asked for
+        self.timed: dict[Tid, TimedCall] = {}  # what is left of calls they sleep in
         self.handed_over = False  # from then on leaving the block thaws nothing
 
     @contextmanager
@@ -83,13 +85,14 @@ def freeze(leaf: Leaf, pid: Pid, sleepers: Sleepers) -> Iterator[Frozen]:
         KernelError: somebody else traces it.
     """
     sleepers.look()
+    began_s = time.monotonic()
     leaf.freeze()
     try:
         tracee = Tracee.seize(pid)
     except BaseException:
         leaf.thaw()
         raise
-    frozen = Frozen(leaf, tracee, {})
+    frozen = Frozen(leaf, tracee, began_s)
     try:
         frozen.timed = sleepers.remaining(tracee)
         # Before anybody reads registers: what arrives must be cured as well.

@@ -6,6 +6,7 @@ failure ends with the process running here as it did: each thing that was done t
 undone by the `with` block that did it. After Go only the destination's answer counts.
 """
 
+import gc
 import os
 import secrets
 import time
@@ -283,8 +284,10 @@ class Departure:
 
     def _stop_and_copy(self, leaf: Leaf, memory: OutgoingMemory) -> None:
         self._progress.freezing()
-        began_s = time.monotonic()
-        with freeze(leaf, self._pid, self._sleepers) as frozen:
+        with (
+            _no_garbage_collection(),
+            freeze(leaf, self._pid, self._sleepers) as frozen,
+        ):
             stopped_s = time.monotonic()
             self._require_still_alone()
             with self._lending_locks(frozen) as lent:
@@ -300,9 +303,9 @@ class Departure:
             ended_s = time.monotonic()
             frozen.tracee.kill()
             frozen.tracee.reap()
-        self._downtime_s = ended_s - began_s
+        self._downtime_s = ended_s - frozen.began_s
         self._parts = DowntimeParts(
-            freeze=stopped_s - began_s,
+            freeze=stopped_s - frozen.began_s,
             dump=dumped_s - stopped_s,
             scan=scanned_s - dumped_s,
             send=sent_s - scanned_s,
@@ -410,6 +413,19 @@ class Departure:
             bytes_wire=self._channel.traffic.bytes_sent,
             resident_bytes=self._memory.sent.bytes if self._memory else 0,
         )
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """A collection takes milliseconds, and nothing here makes garbage in circles."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 def _choose_tracker(choice: TrackerChoice, source: Source) -> DirtyTracker:

@@ -34,7 +34,7 @@ from migrate.kernel import timer_list
 from migrate.kernel.proc_text import MalformedText
 from migrate.kernel.remote import Remote
 from migrate.kernel.restartable_sequences import abort_sequences
-from migrate.kernel.timer_list import Reading, Remaining, Sleeper, TimerBase
+from migrate.kernel.timer_list import Remaining, Sleeper, TimerBase
 from migrate.kernel.tracee import EVENT_STOP, Registers, Tracee
 from precopy.errors import KernelError, PrecopyError
 from precopy.ids import Pid, Tid
@@ -260,7 +260,7 @@ class Sleepers:
         self._asleep: dict[Tid, Blocked] = {}  # at the last look
         self._slack_ns: dict[Tid, int] = {}
         self._issued: dict[Tid, Blocked] = {}  # with the program's own number
-        self._before: Reading | None = None
+        self._before: bytes | None = None  # of timer_list; parsed only if needed
         self._remaining: dict[Tid, TimedCall] = {}
 
     def look(self) -> None:
@@ -276,7 +276,7 @@ class Sleepers:
         keeps a restart block, unless its number is known to nobody, and those in
         epoll_wait whose timeout is known.
         """
-        after = timer_list.read() if self._before else None
+        after = timer_list.read() if self._before and self._asleep else None
         abort_sequences(tracee)
         unknown: dict[Tid, TimedCall] = {}
         found: dict[Tid, TimedCall] = {}
@@ -388,13 +388,15 @@ class Sleepers:
 
     def _from_timers(
         self,
-        after: Reading | None,
+        after: bytes | None,
         sleepers: list[Sleeper],
         unknown: dict[Tid, TimedCall],
     ) -> dict[Tid, TimedCall]:
         rest: dict[Tid, Remaining] = {}
         if self._before and after and unknown:
-            rest = timer_list.remaining(self._before, after, sleepers)
+            earlier, later = timer_list.parse(self._before), timer_list.parse(after)
+            if earlier and later:
+                rest = timer_list.remaining(earlier, later, sleepers)
         return {
             tid: replace(call, remaining_ns=rest[tid].ns, exact=rest[tid].exact)
             if tid in rest

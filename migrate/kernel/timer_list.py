@@ -86,11 +86,11 @@ class Remaining:
     exact: bool  # False: an upper bound
 
 
-def read() -> Reading | None:
-    """The list as it is now; None where we may not read it (root only)."""
+def read() -> bytes | None:
+    """The text as it is now; None where we may not read it (root only)."""
     try:
-        with _PATH.open("rb") as file:
-            return parse(file.read(TEXT_BYTES_MAX))
+        with _PATH.open("rb", buffering=0) as file:
+            return file.read(TEXT_BYTES_MAX)
     except OSError:
         return None
 
