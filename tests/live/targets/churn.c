@@ -158,11 +158,13 @@ static void beget(void) {
         child = 0;
         return;
     }
+    pid_t parent = getpid();
     child = fork();
     if (child == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
-        for (;;)
+        while (getppid() == parent)  // it may have been killed before we asked
             pause();
+        _exit(0);
     }
 }
 
