@@ -277,6 +277,7 @@ class Sleepers:
         epoll_wait whose timeout is known.
         """
         after = timer_list.read() if self._before and self._asleep else None
+        now_ns = timer_list.taken_at_ns(after) if after else None
         abort_sequences(tracee)
         unknown: dict[Tid, TimedCall] = {}
         found: dict[Tid, TimedCall] = {}
@@ -285,13 +286,13 @@ class Sleepers:
             registers = tracee.registers(tid)
             number = self._number(tracee, tid, registers)
             if number is None:
-                sleepers += self._absolute(tracee, tid, registers, after)
+                sleepers += self._absolute(tracee, tid, registers, now_ns)
                 continue
             rest = _reported_ns(tracee, registers, number)
             requested = self._at_most_ns(tracee, tid, registers, number)
             if plainly_restarted(registers, number):
                 found[tid] = TimedCall(number, 0, exact=True)
-                sleepers += self._absolute(tracee, tid, registers, after)
+                sleepers += self._absolute(tracee, tid, registers, now_ns)
             elif rest is not None:
                 found[tid] = TimedCall(number, rest, exact=True)
                 sleepers += self._relative(tid, registers, number, rest, known=True)
@@ -367,10 +368,10 @@ class Sleepers:
         return [Sleeper(tid, base, rest_ns, slack_ns, slack_is_share=True)]
 
     def _absolute(
-        self, tracee: Tracee, tid: Tid, registers: Registers, after: Reading | None
+        self, tracee: Tracee, tid: Tid, registers: Registers, now_ns: int | None
     ) -> list[Sleeper]:
         """The thread, if it sleeps until a time of CLOCK_MONOTONIC."""
-        if after is None or self._asleep.get(tid) != Blocked.of(registers):
+        if now_ns is None or self._asleep.get(tid) != Blocked.of(registers):
             return []
         end_ns = None
         if registers.orig_rax == _CLOCK_NANOSLEEP and registers.rsi & _TIMER_ABSTIME:
@@ -381,7 +382,7 @@ class Sleepers:
         if end_ns is None:
             return []
         # In a time namespace of its own it counts otherwise, and nothing will fit.
-        rest_ns = end_ns - after.now_ns
+        rest_ns = end_ns - now_ns
         return [
             Sleeper(tid, TimerBase.MONOTONIC, rest_ns, self._slack_ns[tid], rest_ns)
         ]

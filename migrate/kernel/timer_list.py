@@ -95,14 +95,20 @@ def read() -> bytes | None:
         return None
 
 
+def taken_at_ns(text: bytes) -> int | None:
+    """When the text was made, on CLOCK_MONOTONIC; None if it is something else."""
+    header = _NOW.search(text[:256])
+    return int(header[1]) if header else None
+
+
 def parse(text: bytes) -> Reading | None:
     """What the text of /proc/timer_list says; None if it is something else.
 
     A line that is not understood is passed over: what is missing here makes a
     sleep longer (Remaining.exact), never wrong.
     """
-    header = _NOW.search(text[:256])
-    if header is None:
+    now_ns = taken_at_ns(text)
+    if now_ns is None:
         return None
     base = offset_ns = 0
     address: bytes | None = None
@@ -121,7 +127,7 @@ def parse(text: bytes) -> Reading | None:
             base, offset_ns = int(match[1]), 0
         elif match := _OFFSET.match(line):
             offset_ns = int(match[1])
-    return Reading(int(header[1]), frozenset(found))
+    return Reading(now_ns, frozenset(found))
 
 
 def remaining(
