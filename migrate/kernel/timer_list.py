@@ -89,7 +89,7 @@ class Remaining:
 def read() -> bytes | None:
     """The text as it is now; None where we may not read it (root only)."""
     try:
-        with _PATH.open("rb", buffering=0) as file:
+        with _PATH.open("rb") as file:
             return file.read(TEXT_BYTES_MAX)
     except OSError:
         return None
