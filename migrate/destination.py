@@ -6,6 +6,7 @@ never run here, and whatever goes wrong ends the skeleton; the source runs on. A
 nothing is left to do that could fail but to thaw.
 """
 
+import gc
 import os
 import socket
 import time
@@ -87,6 +88,11 @@ class _Arrival:
             except _UNBUILDABLE as error:
                 undo.close()
                 raise self._refuse(_reasons(error)) from error
+            # For good: a collection in the freeze would take milliseconds, and this
+            # process ends with the arrival.
+            gc.collect()
+            gc.freeze()
+            gc.disable()
             self._channel.send(m.OfferAccepted((self._skeleton.pid,)))
             try:
                 self._receive()

@@ -191,7 +191,11 @@ class Departure:
             self._memory = memory
             self._run_rounds(memory)
             leaf = undo.enter_context(own_leaf(self._pid))
-            # Moving it took a while: what was written meanwhile goes before the freeze.
+            # For good: a collection takes milliseconds, and this command ends soon.
+            gc.collect()
+            gc.freeze()
+            gc.disable()
+            # All this took a while: what was written meanwhile goes before the freeze.
             self._send_round(memory, memory.take())
             self._stop_and_copy(leaf, memory)
 
@@ -413,19 +417,6 @@ class Departure:
             bytes_wire=self._channel.traffic.bytes_sent,
             resident_bytes=self._memory.sent.bytes if self._memory else 0,
         )
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """A collection takes milliseconds, and nothing here makes garbage in circles."""
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        gc.unfreeze()
 
 
 def _choose_tracker(choice: TrackerChoice, source: Source) -> DirtyTracker:

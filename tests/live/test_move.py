@@ -60,6 +60,8 @@ def test_a_program_moves_there_and_back_again_twenty_times(
     here, there = between.a, between.b
     for _ in range(20):
         between.move(pid, here, there).arrived()
+        # Each copy that was left behind ends once, and its end is told once.
+        assert here.wait_exit(pid, 30) == -9
         here, there = there, here
     with here.process(pid) as arrived, Workload(arrived.pid) as after:
         assert after.verify(), after.status().faults
