@@ -288,10 +288,7 @@ class Departure:
 
     def _stop_and_copy(self, leaf: Leaf, memory: OutgoingMemory) -> None:
         self._progress.freezing()
-        with (
-            _no_garbage_collection(),
-            freeze(leaf, self._pid, self._sleepers) as frozen,
-        ):
+        with freeze(leaf, self._pid, self._sleepers) as frozen:
             stopped_s = time.monotonic()
             self._require_still_alone()
             with self._lending_locks(frozen) as lent:

@@ -92,7 +92,7 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def started(host: Host, command: Sequence[str | Path], output: Path) -> HostProcess:
+def started(host: Host, command: Sequence[str], output: Path) -> HostProcess:
     """The command, writing to a file as a program from a script would."""
     with output.open("wb") as file:
         return host.popen(command, stdout=file, cwd=output.parent)
@@ -114,7 +114,7 @@ def test_xz_compresses_with_two_threads(
     between: Road, material: Material, run: int
 ) -> None:
     packed = material.folder / f"text-{run}.xz"
-    command = ["xz", "-T2", "-5", "--block-size=3MiB", "-c", material.text]
+    command = ["xz", "-T2", "-5", "--block-size=3MiB", "-c", str(material.text)]
     moved_in_mid_work(between, started(between.a, command, packed))
     unpacked = material.folder / f"text-{run}"
     with packed.open("rb") as source, unpacked.open("wb") as sink:
@@ -131,8 +131,8 @@ def test_sort_sorts_with_two_threads(
     between: Road, material: Material, run: int
 ) -> None:
     result = material.folder / f"sorted-{run}"
-    command = ["sort", "--parallel=2", "-S", "64M", "-T", material.folder]
-    process = started(between.a, [*command, material.lines], result)
+    command = ["sort", "--parallel=2", "-S", "64M", "-T", str(material.folder)]
+    process = started(between.a, [*command, str(material.lines)], result)
     moved_in_mid_work(between, process)
     lines = sorted(material.lines.read_bytes().splitlines(keepends=True))
     assert result.read_bytes() == b"".join(lines)
@@ -144,7 +144,7 @@ def test_python_with_threads_and_a_transaction_under_way(
 ) -> None:
     folder = material.folder / f"python-{run}"
     folder.mkdir()
-    program = [os.path.realpath(sys.executable), "-c", SQLITE, folder]
+    program = [os.path.realpath(sys.executable), "-c", SQLITE, str(folder)]
     with (folder / "errors").open("wb") as errors:
         process = between.a.popen(program, stderr=errors, cwd=folder)
     moved_in_mid_work(between, process)
