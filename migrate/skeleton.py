@@ -128,16 +128,18 @@ class Skeleton:
         mapped = procfs.read_maps(self.pid)
         wanted = AddressSpace(self.process.vmas)
         self._unregister_rseq()
-        self.remote = Remote(
-            self.pid, self.tracee.tids[0], Workbench.at(_free(mapped, wanted))
-        )
-        self.remote.open()
+        self._open_workbench(_free(mapped, wanted))
         batch = self.remote.batch()
         for vma in mapped.vmas:
             if not vma.is_kernel:
                 batch.add("munmap", vma.start, vma.end - vma.start)
         batch.run()
         self._move_kernel_block(_kernel_block(mapped), _kernel_block(wanted))
+
+    def _open_workbench(self, address: int) -> None:
+        leader = self.tracee.tids[0]
+        self.remote = Remote(self.pid, leader, Workbench.at(address), dies_with_us=True)
+        self.remote.open()
 
     def _unregister_rseq(self) -> None:
         # An exec leaves none behind; should a kernel change that, its area would be
@@ -219,8 +221,7 @@ class Skeleton:
             return
         address = _free(new, procfs.read_maps(self.pid))
         self.remote.close()
-        self.remote = Remote(self.pid, self.tracee.tids[0], Workbench.at(address))
-        self.remote.open()
+        self._open_workbench(address)
 
     def add_threads(self, tasks: Sequence[Task]) -> None:
         """Bear these threads, with their numbers; they are stopped, not yet resumed."""

@@ -57,6 +57,12 @@ _WORD: Final = (1 << 64) - 1
 _HARMLESS: Final = (signal.SIGURG, signal.SIGWINCH, signal.SIGCHLD)
 
 
+# Sent by nobody (signal(7): "stack fault on coprocessor (unused)"): so it is never
+# pending in a skeleton, where signals are queued that must not be taken for the end
+# of a batch.
+_NOBODYS: Final = signal.SIGSTKFLT
+
+
 class RemoteError(KernelError):
     """A system call that the tracee made for us failed; nothing else happened."""
 
@@ -118,10 +124,13 @@ class _Shared:
 class Remote:
     """System calls made by one stopped task of a process; see Tracee.remote()."""
 
-    def __init__(self, pid: Pid, tid: Tid, bench: Workbench) -> None:
+    def __init__(
+        self, pid: Pid, tid: Tid, bench: Workbench, *, dies_with_us: bool = False
+    ) -> None:
+        """``dies_with_us``: the tracee never runs without a tracer (EXITKILL)."""
         self.pid = pid
         self.tid = tid
-        self._shared = _Shared(bench, _done_signal(pid))
+        self._shared = _Shared(bench, _NOBODYS if dies_with_us else _done_signal(pid))
         self.memory = TaskMemory(pid)
 
     @property

@@ -95,6 +95,12 @@ def of_mappings(pid: Pid, vmas: Iterable[Vma]) -> Iterator[Reason]:
 
 def _obvious(vma: Vma) -> tuple[str, str, str] | None:
     """What can be told from its line and flags."""
+    if not vma.name.isprintable() and not _is_text(vma.name):
+        return (
+            "name",
+            f"a file whose name is no UTF-8 ({printable(vma.name)})",
+            "Rename it",
+        )
     names = _NAMELESS if vma.name.endswith(_DELETED) else _BY_NAME
     for begins, kind, what, way_out in names:
         if vma.name.startswith(begins):
@@ -108,6 +114,11 @@ def _obvious(vma: Vma) -> tuple[str, str, str] | None:
     if vma.end > USER_END + PAGE_BYTES:
         return "address", "memory above the 47-bit addresses", "Unmap it"
     return None
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name from /proc was UTF-8 (PEP 383)."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _file(pid: Pid, vma: Vma) -> tuple[str, str, str] | None:

@@ -93,9 +93,12 @@ def digest(path: Path) -> str:
 
 
 def started(host: Host, command: Sequence[str], output: Path) -> HostProcess:
-    """The command, writing to a file as a program from a script would."""
+    """The command, writing to a file as a program from a script would.
+
+    At the lowest priority: however busy the machine is, the move comes before its end.
+    """
     with output.open("wb") as file:
-        return host.popen(command, stdout=file, cwd=output.parent)
+        return host.popen(["nice", "-n19", *command], stdout=file, cwd=output.parent)
 
 
 def moved_in_mid_work(between: Road, process: HostProcess) -> None:
