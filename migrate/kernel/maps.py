@@ -137,8 +137,7 @@ def _space(file: str, vmas: list[Vma]) -> AddressSpace:
     try:
         return AddressSpace(vmas)
     except ValueError as error:
-        # The addresses never go backwards, even where the process maps and unmaps
-        # meanwhile (Documentation/filesystems/proc.rst, "smaps").
+        # Of a process that maps and unmaps meanwhile: read it again.
         raise MalformedText(file, str(error).encode()) from None
 
 
