@@ -4,6 +4,7 @@ It starts while a source waits, so it imports neither trio nor the command line,
 its log only when there is something to say.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -31,7 +32,10 @@ def main(arguments: Sequence[str]) -> int:
     os.set_inheritable(report_fd, False)
 
     def committed() -> None:
-        os.write(report_fd, COMMITTED)
+        # If the agent has died nobody hears it, nor has to: the next one goes by
+        # whether we live, and whether the leaf is frozen (arrival_leaf.sweep).
+        with contextlib.suppress(BrokenPipeError):
+            os.write(report_fd, COMMITTED)
 
     with socket.socket(fileno=socket_fd) as connection:
         # The description came from trio, for which nothing may block.
