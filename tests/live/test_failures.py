@@ -1,147 +1,195 @@
-"""A move that fails: the right exit code, a sentence, and a source that is unharmed."""
+"""A move that fails under way: the right exit code, a sentence, a source unharmed."""
 
-import json
-import os
-import re
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
 from migrate.demo import workload
-from migrate.demo.workload import Shape, Workload
-from migrate.testbed import Agent, Host, HostProcess, TestBed
+from tests.live.stage import Actor, Stage, stage
 
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
-MIGRATE = (sys.executable, "-m", "migrate")
-
-
-@dataclass
-class Stage:
-    """Two hosts, an agent on b, and a program on a that notices what is done to it."""
-
-    a: Host
-    b: Host
-    agent: Agent
-    process: HostProcess
-    program: Workload
-
-    @property
-    def to(self) -> str:
-        return f"{self.agent.address}:{self.agent.port}"
-
-    def migrate(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return self.a.run([*MIGRATE, *arguments], env=ENVIRONMENT)
-
-    def move_until(
-        self, event: str, then: Callable[["Stage", HostProcess], None]
-    ) -> tuple[int, str]:
-        """Begin a move, do ``then`` at the first such event; how it ended, and why."""
-        pipe = subprocess.PIPE
-        command = [*MIGRATE, "--to", self.to, "--progress", "jsonl", self.pid]
-        with self.a.popen(command, env=ENVIRONMENT, stderr=pipe) as moving:
-            assert moving.stderr is not None
-            for line in moving.stderr:
-                if event.encode() in line:
-                    then(self, moving)
-                    break
-            said = moving.stderr.read().decode()
-            return moving.wait(), said
-
-    @property
-    def pid(self) -> str:
-        return str(self.process.pid_inside)
-
-    def assert_unharmed(self) -> None:
-        """The program says so itself, and nothing of ours is left around it."""
-        assert self.program.verify()
-        assert not self.program.status().faults
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        assert re.search(r"^TracerPid:\t0$", status, re.MULTILINE)
-        for host in (self.a, self.b):
-            left = list(host.cgroup.rglob("migrate-*"))
-            assert left == [], left
-
-
-@pytest.fixture
-def stage() -> Iterator[Stage]:
-    with TestBed() as bed, ExitStack() as at_the_end:
-        a, b = bed.host("a"), bed.host("b")
-        shape = Shape(size_mib=128, rate_mib_s=20)
-        process, program = workload.start(shape, program=workload.compiled(), host=a)
-        assert isinstance(process, HostProcess)
-        at_the_end.callback(process.close)
-        at_the_end.callback(program.close)
-        yield Stage(a, b, b.agent(), process, program)
-
-
-def interrupt(stage: Stage, moving: HostProcess) -> None:
-    moving.send_signal(signal.SIGINT)
-
-
-def kill_worker(stage: Stage, moving: HostProcess) -> None:
-    (worker,) = re.findall(r'"worker": (\d+), "event": "arrival"', stage.agent.log)
-    with stage.b.process(int(worker)) as process:
-        process.kill()
-
-
-def stop_agent(stage: Stage, moving: HostProcess) -> None:
-    stage.agent.process.send_signal(signal.SIGTERM)
-
-
-@pytest.mark.parametrize(
-    ("trouble", "sentence"),
-    [
-        (interrupt, "called off"),
-        (kill_worker, "Start the move again."),
-        (stop_agent, "Start the move again."),
-    ],
+# Everything that a mover says on its way, before which it can be held.
+PHASES = (
+    "looking at the process",
+    "building its skeleton",
+    "round_started",
+    "round_progress",
+    "round_ended",
+    "freezing",
 )
-def test_trouble_in_mid_round_is_rolled_back(
-    stage: Stage, trouble: Callable[[Stage, HostProcess], None], sentence: str
+MID_ROUND = "round_progress"
+# Progress is said every 64 MiB.
+SIZE_MIB = 70
+START_AGAIN = "The process runs on here, unharmed. Start the move again."
+
+
+@pytest.fixture(scope="module")
+def on(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """The stage, for all tests here."""
+    program = workload.compiled(tmp_path_factory.mktemp("workload"))
+    with stage(program) as made:
+        yield made
+
+
+def size_for(phase: str) -> int:
+    return SIZE_MIB if phase == MID_ROUND else 8
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_called_off_then_lost_then_moved(on: Stage, phase: str) -> None:
+    """The same process, at the same moment of three moves."""
+    with on.actor(size_for(phase)) as actor:
+        called_off(on, actor, phase)
+        with on.begin(actor.pid) as moving:
+            moving.hold_before(phase)
+            with on.worker() as worker:
+                worker.kill()
+            moving.end().assert_failed(6, START_AGAIN)
+        actor.assert_unharmed()
+        on.assert_nothing_left(actor)
+        on.assert_next_move_works(actor)
+
+
+def called_off(on: Stage, actor: Actor, phase: str) -> None:
+    with on.begin(actor.pid) as moving:
+        moving.hold_before(phase)
+        moving.process.send_signal(signal.SIGINT)
+        moving.also_hold_before("Calling it off.")
+        moving.end().assert_failed(6, "called off", "runs on here")
+    actor.assert_unharmed()
+    on.assert_nothing_left(actor)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_the_process_is_killed(on: Stage, phase: str) -> None:
+    with on.actor(size_for(phase)) as actor:
+        with on.begin(actor.pid) as moving:
+            moving.hold_before(phase)
+            actor.process.kill()
+            assert actor.process.wait() == -signal.SIGKILL
+            moving.end().assert_failed(8, "ended by itself", "It is gone")
+        on.assert_nothing_left()
+
+
+def test_the_process_exits_in_the_middle_of_a_round(on: Stage) -> None:
+    with on.actor(SIZE_MIB) as actor, on.begin(actor.pid) as moving:
+        moving.hold_before(MID_ROUND)
+        actor.program.quit()
+        assert actor.process.wait() == 0
+        moving.end().assert_failed(8, "ended by itself", "It is gone")
+        on.assert_nothing_left()
+
+
+def test_a_terminal_that_goes_away_calls_it_off(on: Stage) -> None:
+    with on.actor() as actor:
+        with on.begin(actor.pid) as moving:
+            moving.hold_before("round_ended")
+            moving.process.send_signal(signal.SIGHUP)
+            moving.also_hold_before("Calling it off.")
+            moving.end().assert_failed(6, "called off", "runs on here")
+        actor.assert_unharmed()
+        on.assert_nothing_left(actor)
+
+
+def test_a_destination_that_answers_no_more_is_waited_for_only_so_long(
+    on: Stage,
 ) -> None:
-    """Exit code 6 at both ends of the wire, and the program never noticed."""
-    code, said = stage.move_until('"round_progress"', trouble)
-    assert code == 6, said
-    assert sentence in said
-    assert "runs on here" in said
-    # Gone once the agent has seen to what its worker left.
-    stage.agent.process.send_signal(signal.SIGTERM)
-    assert stage.agent.process.wait(60) == 0
-    stage.assert_unharmed()
+    """While the process stands still nobody may keep it waiting."""
+    with on.actor() as actor:
+        with on.begin(actor.pid) as moving:
+            moving.hold_before("freezing")
+            with on.worker() as worker:
+                worker.send_signal(signal.SIGSTOP)
+                moving.end().assert_failed(6, "runs on here, unharmed")
+                actor.assert_unharmed()
+                worker.send_signal(signal.SIGCONT)
+        on.assert_nothing_left(actor)
 
 
-def test_what_was_rolled_back_can_be_moved_again(stage: Stage) -> None:
-    """An interrupted move is a move that has not been made yet."""
-    assert stage.move_until('"round_progress"', interrupt)[0] == 6
-    moved = stage.migrate("--to", stage.to, "--json", stage.pid)
-    assert moved.returncode == 0, moved.stderr
-    (process,) = json.loads(moved.stdout)["processes"]
-    with stage.b.process(process["destination_pid"]) as arrived:
-        with Workload(arrived.pid) as there:
-            assert there.verify()
+def test_the_mover_is_killed(on: Stage) -> None:
+    """It holds nothing that outlives it, but a cgroup in the freeze."""
+    with on.actor(SIZE_MIB) as actor:
+        with on.begin(actor.pid) as moving:
+            moving.hold_before(MID_ROUND)
+            moving.process.kill()
+            assert moving.process.wait() == -signal.SIGKILL
+        actor.assert_unharmed()
+        on.assert_nothing_left(actor)
 
 
-def test_a_move_that_cannot_begin_touches_nothing(stage: Stage) -> None:
-    """Each with its own exit code, and a sentence that says what to do."""
-    nobody = f"{stage.b.address}:1"
-    for arguments, code, sentence in (
-        (["--to", nobody, stage.pid], 4, "Is an agent listening there?"),
-        (["check", "--to", nobody, stage.pid], 4, "Is an agent listening there?"),
-        (["--to", "nobody.invalid:1", stage.pid], 4, "nobody.invalid"),
-        (["--to", stage.to, "54321"], 3, "There is no process with pid 54321"),
-        (["--to", stage.to, "1"], 3, "init"),
-        (["--to", stage.to, stage.pid, "2"], 3, "name one pid"),
-    ):
-        tried = stage.migrate(*arguments)
-        assert tried.returncode == code, tried.stderr
-        assert tried.stdout == ""
-        assert sentence in tried.stderr
-    assert stage.migrate("check", "--to", stage.to, stage.pid).returncode == 0
-    stage.assert_unharmed()
+def test_the_agent_is_told_to_stop(on: Stage) -> None:
+    """Its worker undoes what it began."""
+    with on.actor(SIZE_MIB) as actor:
+        with on.own_agent() as agent, on.begin(actor.pid, to=agent) as moving:
+            moving.hold_before(MID_ROUND)
+            agent.process.send_signal(signal.SIGTERM)
+            # Both at once: the agent waits for its worker, that for the mover.
+            moving.end().assert_failed(6, START_AGAIN)
+            assert agent.process.wait() == 0
+        actor.assert_unharmed()
+        on.assert_nothing_left(actor)
+
+
+def test_an_agent_that_is_killed_is_not_missed(on: Stage) -> None:
+    """An arrival has a process of its own, and goes on."""
+    with on.actor(SIZE_MIB) as actor, on.own_agent() as agent:
+        with on.begin(actor.pid, to=agent) as moving:
+            moving.hold_before(MID_ROUND)
+            agent.process.kill()
+            agent.process.wait()
+            ended = moving.end()
+            assert ended.code == 0, ended
+        assert actor.process.wait() == -signal.SIGKILL
+
+
+def test_the_power_of_the_destination_is_cut(on: Stage) -> None:
+    there = on.bed.host("there")
+    with on.actor(SIZE_MIB) as actor:
+        with on.begin(actor.pid, to=there.agent()) as moving:
+            moving.hold_before(MID_ROUND)
+            there.close()
+            moving.end().assert_failed(6, START_AGAIN)
+        actor.assert_unharmed()
+        on.assert_nothing_left(actor)
+
+
+def test_the_cable_is_pulled(on: Stage) -> None:
+    """Both ends notice by themselves, and the destination ends what it has."""
+    with on.actor(SIZE_MIB) as actor:
+        with on.begin(actor.pid) as moving:
+            moving.hold_before(MID_ROUND)
+            on.b.run(["ip", "link", "set", "eth0", "down"], check=True)
+            try:
+                moving.end().assert_failed(6, START_AGAIN)
+                actor.assert_unharmed()
+                on.assert_nothing_left(actor)
+            finally:
+                on.b.run(["ip", "link", "set", "eth0", "up"], check=True)
+
+
+def test_the_time_that_was_allowed_is_over(on: Stage) -> None:
+    with on.actor() as actor:
+        ended = on.move(actor, "--timeout", "0.01")
+        ended.assert_failed(6, "0.01 s", "runs on here, unharmed")
+        actor.assert_unharmed()
+        on.assert_nothing_left(actor)
+
+
+@pytest.mark.parametrize("rounds", [("--max-rounds", "1"), ()])
+def test_writes_that_outrun_the_link_are_told_in_figures(
+    on: Stage, rounds: tuple[str, ...]
+) -> None:
+    with on.actor(16, rate_mib_s=500) as actor:
+        # No downtime is as short as that.
+        options = ("--on-stall", "abort", "--downtime-limit", "1", *rounds)
+        ended = on.move(actor, *options)
+        ended.assert_failed(
+            6,
+            "writes faster than the link carries",
+            "and 0.001 s are allowed",
+            "Raise --downtime-limit",
+        )
+        assert f"after {len(ended.report['rounds'])} round" in ended.said
+        assert bool(rounds) == (len(ended.report["rounds"]) == 1)
+        actor.assert_unharmed()
+        on.assert_nothing_left(actor)
