@@ -54,7 +54,7 @@ def outline(source: Source, memory: descriptors.Memory) -> Process:
         vmas=vmas,
         files=mapped_files(pid, vmas),
         tasks=tuple(
-            Task(own_tid(source, tid), _task_kinds(source, tid, of_tasks))
+            Task(procfs.own_id(source.pid, tid), _task_kinds(source, tid, of_tasks))
             for tid in source.tracee.tids
         ),
         kinds=_process_kinds(
@@ -67,11 +67,6 @@ def outline(source: Source, memory: descriptors.Memory) -> Process:
 def _own(number: int, pid: int, own_pid: int) -> int:
     """A group or session as the process sees it; 0 if it lies outside of its sight."""
     return own_pid if number == pid else number
-
-
-def own_tid(source: Source, tid: Tid) -> int:
-    """The number of a thread as the process itself sees it."""
-    return procfs.status(source.pid, tid).pids_in_namespaces[-1]
 
 
 def frozen(
@@ -90,7 +85,7 @@ def frozen(
     known = {task.tid: task.kinds for task in before.tasks}
     tasks = []
     for tid, state in zip(source.tracee.tids, states, strict=True):
-        own = own_tid(source, tid)
+        own = procfs.own_id(source.pid, tid)
         kinds = _task_kinds(source, tid, table.task_kinds())
         tasks.append(
             FrozenTask(

@@ -190,6 +190,16 @@ def status(pid: Pid, tid: Tid | None = None) -> Status:
     return parse_status(read(pid, f"task/{tid}/status" if tid else "status"))
 
 
+def own_id(pid: Pid, tid: Tid) -> int:
+    """The number of a thread as the process itself sees it (NSpid, the innermost)."""
+    content = read(pid, f"task/{tid}/status")
+    _, found, rest = content.partition(b"\nNSpid:")
+    if not found:
+        # Without CONFIG_PID_NS every process sees what we see.
+        return tid
+    return int(rest.partition(b"\n")[0].split()[-1])
+
+
 def limits(pid: Pid) -> dict[int, Limit]:
     """The resource limits of ``pid`` by RLIMIT_ number; needs no right to set them."""
     return parse_limits(read(pid, "limits"))

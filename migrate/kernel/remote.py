@@ -328,8 +328,8 @@ class Remote:
         """Process and thread id as the tracee's own pid namespace has them."""
         found = self._shared.ids.get(tid)
         if found is None:
-            leader = procfs.status(self.pid).pids_in_namespaces[-1]
-            own = procfs.status(self.pid, tid).pids_in_namespaces[-1]
+            leader = procfs.own_id(self.pid, Tid(self.pid))
+            own = procfs.own_id(self.pid, tid)
             found = self._shared.ids[tid] = (leader, own)
         return found
 
