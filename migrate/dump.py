@@ -7,24 +7,56 @@ change all the time, or that can only be restored into finished memory.
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Final, Self, TypeVar
 
 from migrate import descriptors
 from migrate.errors import printable
-from migrate.image import FrozenProcess, FrozenTask, Process, Task
+from migrate.image import FrozenProcess, FrozenTask, MappedFile, Process, Task
 from migrate.kernel import procfs
 from migrate.kernel.asking import asked_together
 from migrate.kernel.blocked_syscalls import TimedCall
 from migrate.kernel.remote import Remote
 from migrate.kernel.tracee import TaskState
 from migrate.kinds import table
-from migrate.kinds.kind import ProcessKind, Record, Source, TaskKind
+from migrate.kinds.kind import CannotCarry, ProcessKind, Record, Source, TaskKind
 from migrate.kinds.table import Dumped
-from migrate.mapped_files import mapped_files
-from precopy.ids import Tid
+from migrate.mapped_files import MappingVanished, mapped_files
+from precopy.address_space import Vma
+from precopy.ids import Pid, Tid
+
+_LOOKS_MAX: Final = 10
 
 
-def outline(source: Source, memory: descriptors.Memory) -> Process:
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """What was mapped at one moment, and the files behind it."""
+
+    vmas: tuple[Vma, ...]
+    files: tuple[MappedFile, ...]
+
+    @classmethod
+    def of(cls, pid: Pid) -> Self:
+        """What is mapped now; nothing needs to stand still for it.
+
+        Raises:
+            CannotCarry: it changes faster than it can be looked at.
+            TaskVanished: it ended.
+        """
+        for _ in range(_LOOKS_MAX):
+            vmas = procfs.read_smaps(pid).vmas
+            try:
+                return cls(vmas, mapped_files(pid, vmas))
+            except MappingVanished:
+                procfs.stat(pid)
+        raise CannotCarry(
+            "mapping",
+            f"pid {pid} maps and unmaps files faster than they can be looked at.",
+            pid=pid,
+        )
+
+
+def outline(source: Source, mapped: Mapped, memory: descriptors.Memory) -> Process:
     """Everything that can be built before the freeze.
 
     ``memory`` makes the second look at the same descriptors cheap.
@@ -36,11 +68,7 @@ def outline(source: Source, memory: descriptors.Memory) -> Process:
     pid = source.pid
     status = procfs.status(pid)
     stat = procfs.stat(pid)
-    space = procfs.read_smaps(pid)
-    # The workbench, through which we look, is not the process's own.
-    bench = source.remote.bench.address
     of_tasks = [m for m in table.task_kinds() if not m.KIND.late]
-    vmas = tuple(v for v in space.vmas if v.start != bench)
     return Process(
         pid=status.pids_in_namespaces[-1],
         process_group=_own(stat.process_group, pid, status.pids_in_namespaces[-1]),
@@ -51,8 +79,8 @@ def outline(source: Source, memory: descriptors.Memory) -> Process:
         uids=(status.uids.real, status.uids.effective, status.uids.saved),
         gids=(status.gids.real, status.gids.effective, status.gids.saved),
         groups=status.groups,
-        vmas=vmas,
-        files=mapped_files(pid, vmas),
+        vmas=mapped.vmas,
+        files=mapped.files,
         tasks=tuple(
             Task(procfs.own_id(source.pid, tid), _task_kinds(source, tid, of_tasks))
             for tid in source.tracee.tids
