@@ -45,6 +45,7 @@ from migrate.report import DowntimeParts, MovedProcess, Report
 from migrate.tracer_thread import TracerThread
 from precopy.address_space import AddressSpace
 from precopy.convergence import Convergence, Decision
+from precopy.errors import TaskVanished
 from precopy.ids import PAGE_BYTES, Pid
 from precopy.rounds import RoundRecord
 from precopy.task_memory import TaskMemory
@@ -368,6 +369,9 @@ class Departure:
         with self._handing_over:
             if self._called_off.is_set():
                 raise CalledOff
+            if self._pidfd.has_ended():
+                # A frozen process can be killed, and its end is its own.
+                raise TaskVanished(self._pid)
             self._progress.handing_over()
         frozen.handed_over = True
         try:
