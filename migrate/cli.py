@@ -1,7 +1,7 @@
 """Arguments in; one sentence and an exit code out.
 
-What a script may want goes to stdout, everything else to stderr. This is one of
-two places that catch what nobody expected: here it becomes exit code 1.
+What a script may want goes to stdout, everything else to stderr. What nobody
+expected is caught here, as in agent.py and worker.py, and becomes exit code 1.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def _show_version(context: click.Context) -> None:
 @commands.command(hidden=True)
 @asks_for_a_move
 def move(asked: Asked) -> int:
-    """Move running processes: PID and all its descendants, threads included."""
+    """Move a running process, its threads included."""
     return Move(asked, _depart()).run()
 
 

@@ -1,4 +1,4 @@
-"""What of a process travels, read from the source while its threads are stopped.
+"""What of a process travels: mappings as it runs, all else while it is stopped.
 
 Twice: the outline before the first page, and the frozen records in the freeze. The
 second time only what differs from the first is sent, and what is late: kinds that

@@ -13,7 +13,10 @@ class OptionError(ValueError):
 
 
 class OnStall(Enum):
-    """What to do when the process writes faster than the link carries."""
+    """What to do when the process writes faster than the link carries.
+
+    Nothing can slow a process down yet: THROTTLE does what STOP_AND_COPY does.
+    """
 
     STOP_AND_COPY = "stop-and-copy"
     THROTTLE = "throttle"
@@ -81,7 +84,7 @@ class MoveOptions:
 
     downtime_limit_s: float = 0.050  # stop-and-copy when the estimate is under it
     rounds_max: int = 30
-    timeout_s: float | None = None  # from the start to the freeze
+    timeout_s: float | None = None  # from the connection to the hand-over
     on_stall: OnStall = OnStall.THROTTLE
     bandwidth: int | None = None  # bytes per second; None: whatever the link has
     streams: int | None = None  # None: as many as are useful

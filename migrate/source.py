@@ -60,7 +60,7 @@ from transport.errors import TransportError
 CONNECT_S: Final = 10.0
 BUILD_S: Final = 60.0  # the destination builds the skeleton
 APPLY_S: Final = 600.0  # the destination catches up with a round
-T_FREEZE_S: Final = 5.0  # from the freeze to Ready; then the source thaws again
+T_FREEZE_S: Final = 5.0  # from the last page to Ready; then the source thaws again
 DOUBT_S: Final = 3.0  # after Go: so long until we say that nobody knows
 
 _TRACKED_FLAGS: Final = frozenset({"um", "uw"})

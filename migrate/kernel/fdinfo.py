@@ -75,7 +75,7 @@ class EpollTarget:
     fd: int  # as it was numbered when registered; the number may have moved on
     events: int
     data: int  # u64
-    position: int | None  # these three since Linux 5.x; None where not printed
+    position: int | None  # these three are None where the kernel prints none
     inode: int | None
     device: int | None  # st_dev in the kernel's own encoding
 

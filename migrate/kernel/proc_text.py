@@ -24,7 +24,7 @@ def unescape(name: bytes) -> bytes:
 
     The kernel does not escape the backslash itself everywhere (maps: newline
     only), so a file that is really called ``a\012b`` reads as one with a newline
-    in it. Who must know looks at /proc/PID/map_files (``true_name`` in maps).
+    in it. Who must know looks at /proc/PID/map_files (procfs.mapped_file).
     """
     if b"\\" not in name:
         return name

@@ -81,7 +81,7 @@ class CannotCarry(Exception):
 class Source:
     """A process being dumped: all its threads are stopped.
 
-    ``remote`` is the leader's; ``remote.moved_to(tid)`` makes it another thread's.
+    ``remote`` is the leader's; ``remote.on(tid)`` is another thread's.
     ``views`` is the descriptor table as /proc shows it now.
     """
 

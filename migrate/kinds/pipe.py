@@ -156,7 +156,7 @@ def _check_other_side(view: FdView, ends: Sequence[FdView], fd: int) -> None:
     """Where all ends in the process are of one side, nobody else has the other.
 
     Somebody who has an end of each side's is found by whoever looks for exclusive
-    kinds (descriptors.refusals).
+    kinds (migrate.strangers).
     """
     sides = {end.info.flags & _ACCESS for end in ends}
     if len(sides) > 1 or os.O_RDWR in sides:

@@ -159,7 +159,7 @@ def _guards(subject: Subject) -> Iterator[Reason]:
         with Pagemap(subject.pid) as pagemap:
             guarded = pagemap.scan(ranges).guarded
     except KernelError:
-        return  # this kernel cannot tell (before 6.7), or has none (before 6.13)
+        return  # no PAGEMAP_SCAN (before 6.7), so no guard pages either (6.13)
     except TaskVanished:
         procfs.stat(subject.pid)  # raises if it is gone; else it called execve(2)
         return
