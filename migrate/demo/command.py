@@ -67,7 +67,7 @@ class _Demo:
                 "Run it with sudo."
             )
         program = workload.compiled()
-        with TestBed(shared=_hidden(program.parent), private=_PRIVATE) as bed:
+        with TestBed(shared=hidden(program.parent), private=_PRIVATE) as bed:
             a, b = bed.host("a"), bed.host("b")
             agent = b.agent()
             self._say(
@@ -99,7 +99,7 @@ class _Demo:
             [sys.executable, "-m", *command, "--json"],
             stdout=subprocess.PIPE,
             stderr=sys.stderr.fileno(),
-            env={**os.environ, "PYTHONPATH": str(_packages())},
+            env={**os.environ, "PYTHONPATH": str(packages())},
         ) as moving:
             assert moving.stdout is not None
             said = moving.stdout.read()
@@ -169,13 +169,13 @@ def _row(record: RoundRecord) -> str:
     )
 
 
-def _packages() -> Path:
+def packages() -> Path:
     return Path(migrate.__file__).parents[1]
 
 
-def _hidden(*ours: Path) -> list[Path]:
+def hidden(*ours: Path) -> list[Path]:
     """What we need and a host would hide behind a file system of its own."""
-    needed = (*ours, _packages(), Path(sys.prefix), Path(sys.base_prefix))
+    needed = (*ours, packages(), Path(sys.prefix), Path(sys.base_prefix))
     return [
         path
         for path in dict.fromkeys(path.resolve() for path in needed)

@@ -4,26 +4,27 @@
 through its memory: after a move, open a new Workload with the pid over there.
 """
 
-import hashlib
-import os
-import shlex
 import struct
 import subprocess
-import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from migrate.demo import compiling
+from migrate.demo.compiling import WorkloadError
 from migrate.kernel.pidfds import PidFd
 from migrate.testbed import Host, HostProcess
 from precopy.errors import TaskVanished
 from precopy.ids import Pid
 from precopy.task_memory import TaskMemory
 
-SOURCES: Final = ("workload.c", "heap.c", "heap.h", "vectors.c", "vectors.h")
+HERE: Final = Path(__file__).parent
+CONTROL_SOURCES: Final = ("control.c", "control.h", "heap.c", "heap.h")
+SOURCES: Final = ("workload.c", "vectors.c", "vectors.h", *CONTROL_SOURCES)
 CONTROL_ADDRESS: Final = 0x100_0000_0000
 MAGIC: Final = 0x31444C4B524F574D
 _CONTROL: Final = struct.Struct("<Q6I27Q")
@@ -33,10 +34,6 @@ _GAPS_AT: Final = 4096
 _GAPS_MAX: Final = 768
 _GAP: Final = struct.Struct("<QQ")
 _LOOK_AGAIN_S: Final = 0.002
-
-
-class WorkloadError(Exception):
-    """The workload could not be compiled, started or asked; a whole sentence."""
 
 
 class _Command(IntEnum):
@@ -77,7 +74,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """How often the workload was not what it had been; see workload.c."""
+    """How often the workload was not what it had been; see control.h."""
 
     interrupted: int
     clock_backwards: int
@@ -96,7 +93,7 @@ class Faults:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The control area of workload.c at one moment, field by field."""
+    """The control area of control.h at one moment, field by field."""
 
     ready: bool
     answer: int
@@ -152,45 +149,12 @@ def _status(words: tuple[int, ...]) -> Status:
 
 
 def compiled(folder: Path | None = None) -> Path:
-    """The program, compiled by ``$CC`` or cc unless that was done before.
-
-    It has to lie at the same path on both hosts. ``folder`` defaults to one below
-    ``$XDG_CACHE_HOME``, else ``~/.cache``.
+    """The program; see compiling.compiled().
 
     Raises:
         WorkloadError: there is no compiler, or it complained.
     """
-    here = Path(__file__).parent
-    command = [
-        *shlex.split(os.environ.get("CC", "cc")),
-        *("-std=gnu11", "-O2", "-pthread", "-Wall", "-Wextra"),
-        *(str(here / name) for name in SOURCES if name.endswith(".c")),
-    ]
-    content = [(here / name).read_bytes() for name in SOURCES]
-    digest = hashlib.sha256(repr((command, content)).encode()).hexdigest()
-    if folder is None:
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(cache) / "migrate"
-    program = folder / f"workload-{digest[:16]}"
-    if not program.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        # Beside it, so that the rename is one step and nobody sees half a program.
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            _compile([*command, "-o", f"{scratch}/workload"])
-            os.rename(f"{scratch}/workload", program)
-    return program
-
-
-def _compile(command: list[str]) -> None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError:
-        raise WorkloadError(
-            f"The workload cannot be compiled: there is no {command[0]}. Install a C "
-            "compiler, or name one in $CC."
-        ) from None
-    if done.returncode != 0:
-        raise WorkloadError(f"The workload cannot be compiled:\n{done.stderr}")
+    return compiling.compiled("workload", [HERE / name for name in SOURCES], folder)
 
 
 def start(
@@ -203,7 +167,13 @@ def start(
     Raises:
         WorkloadError: it did not come up; what it said.
     """
-    argv = [str(program), *shape.arguments()]
+    return launch([str(program), *shape.arguments()], host=host)
+
+
+def launch(
+    argv: Sequence[str], *, host: Host | None = None
+) -> tuple[HostProcess | subprocess.Popen[bytes], "Workload"]:
+    """Start any program with the control area of control.h, like ``start``."""
     process: HostProcess | subprocess.Popen[bytes]
     # It lets go of both as soon as it is ready: a pipe to us could not be moved.
     pipe, same = subprocess.PIPE, subprocess.STDOUT
@@ -323,5 +293,6 @@ __all__ = [
     "Workload",
     "WorkloadError",
     "compiled",
+    "launch",
     "start",
 ]
