@@ -3,6 +3,7 @@
 import hashlib
 import os
 import random
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -52,6 +53,19 @@ assert min(beats) >= 0.0199, min(beats)
 with open(os.path.join(folder, "result"), "w") as result:
     result.write(f"{count} {total}\\n")
 """
+
+
+FUNCTION = """
+unsigned f{n}(unsigned *a, unsigned k) {{
+    unsigned s = {n};
+    for (unsigned i = 0; i < k; i++) {{
+        s = s * 31 + a[i] ^ (s >> {n} % 31);
+        if (s % 7 == {n} % 7)
+            a[i] = s + i;
+        switch (s & 3) {{ case 0: s++; break; case 1: a[k - i] ^= s; break; }}
+    }}
+    return s;
+}}"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,3 +168,22 @@ def test_python_with_threads_and_a_transaction_under_way(
     total = sum(n * n for n in range(400_000))
     assert (folder / "errors").read_text() == ""
     assert (folder / "result").read_text() == f"400000 {total}\n"
+
+
+@pytest.mark.parametrize("run", range(TIMES))
+def test_the_compiler_compiles(between: Road, material: Material, run: int) -> None:
+    # GCC's compiler proper is a C++ program; gcc(1) only starts it.
+    found = subprocess.run(
+        ["gcc", "-print-prog-name=cc1"], capture_output=True, text=True, check=True
+    )
+    source = material.folder / "source.c"
+    if not source.exists():
+        source.write_text("\n".join(FUNCTION.format(n=n) for n in range(600)))
+    command = [found.stdout.strip(), "-quiet", "-O2", str(source), "-o"]
+    moved = material.folder / f"moved-{run}.s"
+    log = material.folder / f"cc1-{run}.log"
+    moved_in_mid_work(between, started(between.a, [*command, str(moved)], log))
+    unmoved = material.folder / "unmoved.s"
+    if not unmoved.exists():
+        started(between.a, [*command, str(unmoved)], log).wait()
+    assert digest(moved) == digest(unmoved)
