@@ -247,7 +247,8 @@ class Skeleton:
                         stack,
                         _THREAD_STACK_BYTES,
                         0,
-                        ids + 8 * i,
+                        # A pointer without a size is EINVAL (kernel/fork.c).
+                        ids + 8 * i if self._keep_tids else 0,
                         int(self._keep_tids),
                         0,
                     ),

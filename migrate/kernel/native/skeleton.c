@@ -42,9 +42,12 @@ static int spawn(int wanted, int cgroup)
     pid_t ids[1] = {wanted};
     struct clone_args args = {
         .exit_signal = SIGCHLD,
-        .set_tid = (uint64_t)(uintptr_t)ids,
-        .set_tid_size = wanted > 0 ? 1 : 0,
     };
+    // A pointer without a size is EINVAL (kernel/fork.c).
+    if (wanted > 0) {
+        args.set_tid = (uint64_t)(uintptr_t)ids;
+        args.set_tid_size = 1;
+    }
     if (cgroup >= 0) {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup;
