@@ -127,65 +127,134 @@ class Unpacker:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one batch cost: packing and sending are timed apart."""
+    """What became of one batch."""
 
     codec: Codec  # the one that was asked for
     bytes_raw: int
     bytes_wire: int
-    pack_s: float
-    send_s: float
+    pack_s: float  # how long one packer took
+    ended_s: float  # when it was sent, on any clock that never goes back
 
 
 class CompressionChooser:
-    """Which codec the next batch should have: the one that takes less time.
+    """Which codec the next batch should have: the one that gets more memory across.
 
-    Packing and sending happen one after the other, so a raw byte costs the link's time
-    for it, times the ratio, plus the packer's. All three are learned from the batches,
-    newer ones counting more; the codec that loses is tried now and then, because pages
-    differ from one part of memory to the next.
+    What counts is memory per second from end to end, measured over some batches at a
+    time, because packing, the link and the other side's work overlap. Without packing,
+    now and then one batch is packed all the same: how fast that went and what it gained
+    says whether a trial is worth it. While packing, not to pack is tried. Trials that
+    fail become rare. At first, and right after a change, the buffers of the link fill
+    or drain, and what is measured then says nothing.
     """
 
-    _TRY_EVERY: Final = 32  # batches
-    _WEIGHT: Final = 0.2  # of the newest sample
+    _WINDOW_BYTES: Final = 8 << 20
+    _WINDOW_S: Final = 0.020  # no shorter,
+    _WINDOW_MAX_S: Final = 0.050  # and over a slow link no longer
+    _SETTLE_BYTES: Final = 8 << 20
+    _SETTLE_MAX_S: Final = 0.100
+    _GAIN_MIN: Final = 1.05
+    _WAIT_MAX: Final = 64  # windows between two trials
+    _WEIGHT: Final = 0.3  # of the newest measurement
 
-    def __init__(self, allowed: frozenset[Codec]) -> None:
+    def __init__(self, allowed: frozenset[Codec], *, packers: int = 1) -> None:
+        """``packers`` batches are packed at the same time."""
         assert allowed, "no codec is allowed"
-        self._allowed: Final = allowed
-        self._link_s_per_byte: float | None = None  # on the wire
-        self._pack_s_per_byte: float | None = None  # raw, with zstd
-        self._ratio: float | None = None  # wire to raw, with zstd
-        self._chosen = 0
+        assert packers > 0, packers
+        self._free: Final = len(allowed) > 1
+        self._packers: Final = packers
+        self._codec = Codec.NONE if self._free else next(iter(allowed))
+        self._rates: dict[Codec, float] = {}  # of memory
+        self._on_trial = False
+        self._sampling = False
+        self._wait = 1
+        self._windows_left = 1  # until the next trial
+        self._settling_bytes = self._SETTLE_BYTES
+        self._window_bytes = 0
+        self._since_s: float | None = None
+
+    def begin(self) -> None:
+        """Batches follow one another from here; what was before says nothing of it."""
+        self._restart()
 
     def choose(self) -> Codec:
         """The codec for the next batch."""
-        if len(self._allowed) == 1:
-            return next(iter(self._allowed))
-        self._chosen += 1
-        better = self._better()
-        if self._chosen % self._TRY_EVERY == 0:
-            return Codec.NONE if better is Codec.ZSTD else Codec.ZSTD
-        return better
+        if self._sampling:
+            self._sampling = False
+            return Codec.ZSTD
+        return self._codec
 
     def record(self, sample: Sample) -> None:
         """Learn from a batch that was sent."""
-        if sample.bytes_raw <= 0 or sample.bytes_wire <= 0:
+        if not self._free or not sample.bytes_raw:
             return
-        self._link_s_per_byte = self._mixed(
-            self._link_s_per_byte, sample.send_s / sample.bytes_wire
-        )
-        if sample.codec is Codec.ZSTD:
-            self._pack_s_per_byte = self._mixed(
-                self._pack_s_per_byte, sample.pack_s / sample.bytes_raw
-            )
-            self._ratio = self._mixed(self._ratio, sample.bytes_wire / sample.bytes_raw)
+        if sample.codec is Codec.ZSTD and self._codec is Codec.NONE:
+            self._judge(sample)
+        if self._since_s is None:
+            self._since_s = sample.ended_s
+            return
+        passed_s = sample.ended_s - self._since_s
+        if self._settling_bytes > 0 and passed_s < self._SETTLE_MAX_S:
+            self._settling_bytes -= sample.bytes_wire
+            if self._settling_bytes <= 0:
+                self._since_s = sample.ended_s
+            return
+        self._settling_bytes = 0
+        self._window_bytes += sample.bytes_raw
+        full = self._window_bytes >= self._WINDOW_BYTES and passed_s >= self._WINDOW_S
+        if full or passed_s >= self._WINDOW_MAX_S:
+            rate = self._window_bytes / passed_s
+            self._since_s, self._window_bytes = sample.ended_s, 0
+            self._measured(rate)
 
-    def _better(self) -> Codec:
-        if self._link_s_per_byte is None:
-            return Codec.NONE
-        if self._pack_s_per_byte is None or self._ratio is None:
-            return Codec.ZSTD  # not tried yet
-        packed_s = self._pack_s_per_byte + self._ratio * self._link_s_per_byte
-        return Codec.ZSTD if packed_s < self._link_s_per_byte else Codec.NONE
+    def _judge(self, sample: Sample) -> None:
+        """A batch was packed to see what that gives: try it for longer?"""
+        if self._on_trial or Codec.NONE not in self._rates:
+            return
+        rate = self._rates[Codec.NONE]
+        packed_rate = self._packers * sample.bytes_raw / max(sample.pack_s, 1e-9)
+        link_rate = rate * sample.bytes_raw / sample.bytes_wire
+        if min(packed_rate, link_rate) > self._GAIN_MIN * rate:
+            self._try(Codec.ZSTD)
+        else:
+            self._wait_longer()
 
-    def _mixed(self, old: float | None, new: float) -> float:
-        return new if old is None else old + self._WEIGHT * (new - old)
+    def _measured(self, rate: float) -> None:
+        codec = self._codec
+        if self._on_trial:
+            self._on_trial = False
+            self._rates[codec] = rate
+            other = Codec.NONE if codec is Codec.ZSTD else Codec.ZSTD
+            if rate > self._GAIN_MIN * self._rates[other]:
+                self._wait = self._windows_left = 1
+                return
+            self._wait_longer()
+            self._switch(other)
+            return
+        old = self._rates.get(codec, rate)
+        self._rates[codec] = old + self._WEIGHT * (rate - old)
+        self._windows_left -= 1
+        if self._windows_left > 0:
+            return
+        if codec is Codec.NONE:
+            self._sampling = True
+            self._windows_left = self._wait
+        else:
+            self._try(Codec.NONE)
+
+    def _try(self, codec: Codec) -> None:
+        self._on_trial = True
+        self._switch(codec)
+
+    def _wait_longer(self) -> None:
+        self._wait = min(2 * self._wait, self._WAIT_MAX)
+        self._windows_left = self._wait
+
+    def _switch(self, codec: Codec) -> None:
+        self._codec = codec
+        self._restart()
+
+    def _restart(self) -> None:
+        """Measure anew, with the next batch."""
+        self._settling_bytes = self._SETTLE_BYTES
+        self._window_bytes = 0
+        self._since_s = None
