@@ -10,7 +10,6 @@ import click
 
 from migrate.errors import printable
 from migrate.options import (
-    Codec,
     MoveOptions,
     OnStall,
     OptionError,
@@ -100,12 +99,8 @@ def _asked(
 
 def _not_obeyed_yet(options: MoveOptions) -> str | None:
     """What was asked for and would be passed over in silence."""
-    if options.bandwidth is not None:
-        return "--bandwidth"
     if options.streams not in {None, 1}:
         return "--streams above 1"
-    if options.compress.codec is Codec.ZSTD:
-        return "--compress zstd"
     if options.tracker is TrackerChoice.SOFT_DIRTY:
         return "--tracker soft-dirty"
     return None

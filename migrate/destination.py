@@ -30,6 +30,7 @@ from precopy.page_stream import BatchLimits, PageBatch
 from precopy.task_memory import TaskMemory
 from transport import messages as m
 from transport.channel import Channel, PeerGaveUp
+from transport.compression import Unpacker
 from transport.errors import TransportError
 from transport.states import Role
 
@@ -79,6 +80,7 @@ class _Arrival:
         self._tally = _Tally()
         self._frozen: FrozenTree | None = None
         self._limits = BatchLimits(processes_max=1)
+        self._unpacker = Unpacker(frozenset())  # until codecs are offered
 
     def run(self) -> None:
         offer, outline = self._negotiate()
@@ -113,6 +115,7 @@ class _Arrival:
             raise self._refuse(_reasons(error)) from error
         if reasons := _differences(offer.options):
             raise self._refuse(reasons)
+        self._unpacker = Unpacker(frozenset(offer.options.codecs))
         return offer, outline
 
     def _refuse(self, reasons: tuple[Reason, ...]) -> RefusedByDestination:
@@ -163,7 +166,8 @@ class _Arrival:
             message = self._channel.receive(timeout_s=ROUND_S)
             match message:
                 case m.Pages(body):
-                    batch = PageBatch.decode(body, self._limits)
+                    raw = self._unpacker.unpack(body)
+                    batch = PageBatch.decode(raw, self._limits)
                     self._sink.write(batch)
                     self._tally.count(batch)
                 case m.Layout(process=0, change=change):

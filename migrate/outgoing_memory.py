@@ -3,7 +3,8 @@
 Each look compares the mappings with those of the last look and asks the tracker what
 was written since. The destination hears of changed mappings first (a Layout), so that
 the pages that follow have a place. What it holds by now is `sent`: a page that has
-become zero is named to it only if it was sent before.
+become zero is named to it only if it was sent before. What it lacks is the backlog, of
+which a round may hold some back; the last of them, sent while nothing runs, is all.
 """
 
 import time
@@ -16,8 +17,10 @@ from migrate.image import Index, Layout
 from migrate.kernel import procfs
 from migrate.kinds.kind import CannotCarry
 from migrate.mapped_files import MappingVanished, mapped_files
+from migrate.page_sender import PageSender
 from migrate.preflight import memory as memory_rules
 from precopy.address_space import AddressSpace, AddressSpaceChange, Vma
+from precopy.backlog import Backlog
 from precopy.ids import Pid
 from precopy.page_set import PageSet
 from precopy.page_stream import batches
@@ -29,6 +32,8 @@ from transport.channel import Channel
 
 APPLY_S: Final = 600.0  # the destination catches up with a round
 _REPORT_BATCHES: Final = 64
+# In the freeze: up to so many pages a second thread costs more than it gives.
+_AT_ONCE_PAGES_MAX: Final = 2048
 _LOOKS_MAX: Final = 10
 _ROOT: Final = Index(0)
 # Flags that a registration with userfaultfd(2) leaves in smaps: our tracker's doing.
@@ -37,10 +42,12 @@ _TRACKED_FLAGS: Final = frozenset({"um", "uw"})
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What one look found: pages to send, and earlier ones to forget."""
+    """What there is to do after a look."""
 
-    data: PageSet
-    dropped: Dropped
+    data: PageSet  # all that the destination lacks
+    hot: PageSet  # those of them that are written all the time
+    dropped: Dropped  # earlier ones to forget
+    written_pages: int  # since the look before
 
 
 class _Tally:
@@ -60,8 +67,8 @@ class _Tally:
 class OutgoingMemory:
     """One process's memory, from the first look to the last.
 
-    ``memory`` and ``tracker`` stay the caller's. ``proceed`` is called between two
-    batches; what it raises ends the sending.
+    ``memory``, ``tracker`` and ``sender`` stay the caller's. ``proceed`` is called
+    between two batches; what it raises ends the sending.
     """
 
     def __init__(
@@ -70,6 +77,7 @@ class OutgoingMemory:
         tracker: DirtyTracker,
         space: AddressSpace,
         channel: Channel,
+        sender: PageSender,
         proceed: Callable[[], None],
     ) -> None:
         self._pid: Pid = memory.pid
@@ -77,10 +85,12 @@ class OutgoingMemory:
         self._tracker = tracker
         self._space = space  # as the destination has it
         self._channel = channel
+        self._sender = sender
         self._proceed = proceed
         self._maps = procfs.MapsParser()
         self._plain = AddressSpace()
         self._tally = _Tally()
+        self._backlog = Backlog()
         self.sent = PageSet.EMPTY
         self.rounds: list[RoundRecord] = []
 
@@ -102,7 +112,10 @@ class OutgoingMemory:
             nothing = AddressSpaceChange()
             self._announce(nothing, renewed, mapped_files(self._pid, renewed))
         self.sent -= change.emptied
-        return Taken(written.data, dropped)
+        self._backlog.note(written, new, change.emptied)
+        return Taken(
+            self._backlog.pages, self._backlog.hot, dropped, written.data.pages
+        )
 
     def _follow(self, *, final: bool) -> tuple[AddressSpace, AddressSpaceChange]:
         """Tell the destination how the mappings have changed."""
@@ -150,16 +163,19 @@ class OutgoingMemory:
         self,
         taken: Taken,
         *,
+        hold_back: PageSet = PageSet.EMPTY,
         progress: Callable[[int, float], None] = lambda pages, rate: None,
     ) -> RoundRecord:
         """Send a pre-copy round, and wait until the destination has all of it.
 
-        ``progress`` hears the pages sent so far and the bytes per second.
+        Pages to ``hold_back`` are found again in what is taken next. ``progress``
+        hears the pages sent so far and the bytes per second.
         """
         record = RoundRecord(len(self.rounds) + 1)
         began_s = time.monotonic()
         wire_before = self._channel.traffic.bytes_sent
-        self._send(taken, record, progress)
+        self._sender.begin()
+        self._send(taken, hold_back, record, progress)
         tally, self._tally = self._tally, _Tally()
         self._channel.send(
             m.RoundEnd(record.number, tally.batches, tally.pages, tally.bytes)
@@ -172,25 +188,36 @@ class OutgoingMemory:
 
     def send_last(self, taken: Taken) -> None:
         """Send the pages of the frozen process, and the end mark."""
-        self._send(taken, RoundRecord(0), lambda pages, rate: None)
+        self._send(taken, PageSet.EMPTY, None, lambda pages, rate: None)
         tally = self._tally
         self._channel.send(m.End(tally.batches, tally.pages, tally.bytes))
 
     def _send(
-        self, taken: Taken, record: RoundRecord, progress: Callable[[int, float], None]
+        self,
+        taken: Taken,
+        hold_back: PageSet,
+        record: RoundRecord | None,
+        progress: Callable[[int, float], None],
     ) -> None:
+        """Send what was taken; without a ``record`` it is for the last time."""
         began_s = time.monotonic()
+        data = self._backlog.hand_out(but=hold_back)
+        at_once = record is None and data.pages <= _AT_ONCE_PAGES_MAX
+        send = self._sender.send_at_once if at_once else self._sender.send
+        record = record or RoundRecord(0)
         found: list[PageSet] = []
         for batch in batches(
             self._memory,
             _ROOT,
-            taken.data,
+            data,
             sent=self.sent,
             anonymous=self._space.anonymous_ranges(),
             zeros=taken.dropped.zeros & self.sent,
+            batch_pages_max=self._sender.batch_pages_max,
+            room=None if at_once else self._sender.room,
         ):
             self._proceed()
-            self._channel.send_pages(batch.encode(), timeout_s=APPLY_S)
+            send(batch)
             found.append(batch.data)
             self._tally.count(batch.pages, batch.data.bytes)
             record.pages += batch.data.pages
@@ -199,6 +226,8 @@ class OutgoingMemory:
             if self._tally.batches % _REPORT_BATCHES == 0:
                 spent_s = max(time.monotonic() - began_s, 1e-6)
                 progress(record.pages, record.bytes_raw / spent_s)
+        if not at_once:
+            self._sender.drain()
         self.sent |= PageSet.of(run for pages in found for run in pages)
 
 

@@ -42,6 +42,9 @@ class Progress(Protocol):
     ) -> None:
         """A round is over; a freeze now would be ``estimate_s`` of downtime."""
 
+    def slowing_down(self, share: float) -> None:
+        """From here the process is made to stand still for this share of the time."""
+
     def freezing(self) -> None:
         """The freeze begins: nothing may compete with it."""
 
@@ -73,6 +76,9 @@ class SilentProgress:
     def round_ended(
         self, record: RoundRecord, estimate_s: float, limit_s: float
     ) -> None:
+        """Nothing."""
+
+    def slowing_down(self, share: float) -> None:
         """Nothing."""
 
     def freezing(self) -> None:
@@ -125,6 +131,10 @@ class JsonlProgress(SilentProgress):
             estimate_s=estimate_s,
             limit_s=limit_s,
         )
+
+    def slowing_down(self, share: float) -> None:
+        """``{"event": "slowing_down", "share": …}``"""
+        self._say("slowing_down", share=share)
 
     def freezing(self) -> None:
         """``{"event": "freezing"}``"""
@@ -211,6 +221,13 @@ class RichProgress(SilentProgress):
                         f"(limit {seconds(limit_s)})"
                     ),
                 )
+
+    def slowing_down(self, share: float) -> None:
+        """A line that says so."""
+        with self._lock:
+            self._bar.console.print(
+                f"it writes too fast: held back {share:.0%} of the time", markup=False
+            )
 
     def freezing(self) -> None:
         """The bars stand: rich's refreshing thread would compete for the GIL."""

@@ -18,7 +18,8 @@ from typing import Final
 
 import trio
 
-from migrate import descriptors, diagnosis, dump, image, preflight
+from migrate import descriptors, diagnosis, dump, image, page_sender, preflight
+from migrate.brake import Brake
 from migrate.errors import (
     InDoubt,
     MigrateError,
@@ -38,16 +39,16 @@ from migrate.kernel.remote import Remote
 from migrate.kernel.tracee import Tracee
 from migrate.kinds import file_lock
 from migrate.kinds.kind import CannotCarry, Source
-from migrate.options import MoveOptions, OnStall, PidPolicy, TrackerChoice
-from migrate.outgoing_memory import OutgoingMemory, Taken
+from migrate.options import MoveOptions, PidPolicy, TrackerChoice
+from migrate.outgoing_memory import OutgoingMemory
+from migrate.page_sender import PageSender
+from migrate.pre_copy import PreCopy
 from migrate.progress import Progress
 from migrate.report import DowntimeParts, MovedProcess, Report
 from migrate.tracer_thread import TracerThread
 from precopy.address_space import AddressSpace
-from precopy.convergence import Convergence, Decision
 from precopy.errors import TaskVanished
 from precopy.ids import PAGE_BYTES, Pid
-from precopy.rounds import RoundRecord
 from precopy.task_memory import TaskMemory
 from precopy.tracker import DirtyTracker
 from precopy.tracker.everything import EverythingTracker
@@ -187,21 +188,41 @@ class Departure:
                 self._tracker,
                 AddressSpace(self._process.vmas),
                 self._channel,
+                undo.enter_context(self._sender()),
                 self._proceed,
             )
             self._memory = memory
-            self._run_rounds(memory)
+            brake = undo.enter_context(Brake(self._pid, self._sleepers))
+            rounds = PreCopy(
+                memory,
+                brake,
+                self._options,
+                self._progress,
+                round_trip_s=self._channel.ping(),
+                threads=len(self._process.tasks),
+            )
+            rounds.run()
             leaf = undo.enter_context(own_leaf(self._pid))
             # For good: a collection takes milliseconds, and this command ends soon.
             gc.collect()
             gc.freeze()
             gc.disable()
             # All this took a while: what was written meanwhile goes before the freeze.
-            self._send_round(memory, memory.take())
+            rounds.once_more()
+            brake.release()
             self._stop_and_copy(leaf, memory)
 
-    def _proceed(self) -> None:
-        if self._called_off.is_set():
+    def _sender(self) -> PageSender:
+        return PageSender(
+            self._channel,
+            self._proceed,
+            compress=self._options.compress,
+            rate_bytes_per_s=self._options.bandwidth,
+        )
+
+    def _proceed(self, after_s: float = 0.0) -> None:
+        """Go on after so many seconds, unless it is called off. From any thread."""
+        if self._called_off.wait(after_s) if after_s else self._called_off.is_set():
             raise CalledOff
 
     def _greet(self) -> None:
@@ -246,7 +267,7 @@ class Departure:
     def _offered_options(self) -> m.Options:
         realtime = time.clock_gettime_ns(time.CLOCK_REALTIME)
         return m.Options(
-            codecs=(m.Codec.NONE,),
+            codecs=page_sender.offered(self._options.compress),
             streams=1,
             tracker=self._tracker.name,
             pid_policy=_PID_POLICIES[self._options.pid_policy],
@@ -258,36 +279,6 @@ class Departure:
             machine=os.uname().machine,
             features=(),
         )
-
-    def _run_rounds(self, memory: OutgoingMemory) -> None:
-        """Send what is written until little enough is left for the freeze."""
-        limit_s = self._options.downtime_limit_s
-        convergence = Convergence(limit_s, self._options.rounds_max)
-        taken = memory.take()
-        while True:
-            record = self._send_round(memory, taken)
-            taken = memory.take()
-            convergence.record(record, taken.data.pages)
-            self._progress.round_ended(record, convergence.estimate_s, limit_s)
-            decision = convergence.decide()
-            if decision is Decision.STALLED:
-                self._stalled(convergence)
-            if decision is not Decision.ANOTHER:
-                break
-        self._send_round(memory, taken)
-
-    def _send_round(self, memory: OutgoingMemory, taken: Taken) -> RoundRecord:
-        self._progress.round_started(len(memory.rounds) + 1, taken.data.pages)
-        return memory.send_round(taken, progress=self._progress.round_progress)
-
-    def _stalled(self, convergence: Convergence) -> None:
-        if self._options.on_stall is OnStall.ABORT:
-            raise RolledBack(
-                f"It writes faster than the link carries: after {convergence.rounds} "
-                f"rounds the downtime would still be {convergence.estimate_s:.3f} s, "
-                f"and {self._options.downtime_limit_s:.3f} s are allowed.",
-                way_out="Raise --downtime-limit or choose --on-stall stop-and-copy.",
-            )
 
     def _stop_and_copy(self, leaf: Leaf, memory: OutgoingMemory) -> None:
         self._progress.freezing()

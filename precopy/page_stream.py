@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Final, Protocol
@@ -61,7 +61,7 @@ class PageBatch:
 
     ``zeros`` must read as zero at the destination, and something else may be there;
     they lie in anonymous memory. ``payload`` is the contents of ``data`` and belongs
-    to whoever made the batch: it is valid until the next one is made.
+    to whoever made the batch: see there for how long it is valid.
     """
 
     process: int
@@ -128,8 +128,12 @@ def batches(
     anonymous: PageSet,
     zeros: PageSet = PageSet.EMPTY,
     batch_pages_max: int = BATCH_PAGES_MAX,
+    room: Callable[[], bytearray] | None = None,
 ) -> Iterator[PageBatch]:
     """Read ``data`` in bulk and hand it out, each batch valid until the next is drawn.
+
+    ``room``, where it is given, is asked for a buffer of ``batch_pages_max`` pages for
+    each batch with contents: these are valid until the caller uses the buffer again.
 
     Pages that are found to be zero are left out, and go as zeros where they were
     ``sent`` before. But only in ``anonymous`` memory: where a file is mapped, a page
@@ -145,39 +149,46 @@ def batches(
         yield PageBatch(process, PageSet.EMPTY, some, nothing)
     if not data:
         return
-    reader = _Reader(memory, min(batch_pages_max, data.pages))
+    pages_max = min(batch_pages_max, data.pages)
+    reader = _Reader(memory, pages_max)
+    buffer = bytearray(pages_max * PAGE_BYTES) if room is None else None
     for cut in data.cuts(batch_pages_max):
-        found, empty, payload = reader.read(cut, anonymous)
+        if buffer is None:
+            assert room is not None
+            buffer = room()
+        found, empty, payload = reader.read(cut, anonymous, memoryview(buffer))
         if empty:
             empty &= sent.within(empty.boundaries[0], empty.boundaries[-1])
         if found or empty:
             yield PageBatch(process, found, empty, payload)
+        if found and room is not None:
+            buffer = None
 
 
 class _Reader:
-    """A buffer, and room for what is found in it."""
+    """Reads pages, and has room for what is found in them."""
 
     def __init__(self, memory: ReadsPages, pages_max: int) -> None:
         self._memory = memory
-        self._buffer = memoryview(bytearray(pages_max * PAGE_BYTES))
         self._data = array("Q", bytes(16 * pages_max))
         self._zeros = array("Q", bytes(16 * pages_max))
         self._counts = ffi.new("uint64_t *"), ffi.new("uint64_t *")
 
     def read(
-        self, pages: PageSet, holes: PageSet
+        self, pages: PageSet, holes: PageSet, buffer: memoryview
     ) -> tuple[PageSet, PageSet, memoryview]:
         """Those that hold something, those that are zero, and the former's contents.
 
-        Pages outside of ``holes`` hold something even if it is zeros.
+        These are at the front of ``buffer``. Pages outside of ``holes`` hold something
+        even if it is zeros.
         """
-        got = self._memory.read_runs(pages, self._buffer)
+        got = self._memory.read_runs(pages, buffer)
         if not got:
-            return got, got, self._buffer[:0]
+            return got, got, buffer[:0]
         near = holes.within(got.boundaries[0], got.boundaries[-1])
         data_count, zero_count = self._counts
         lib.pages_split(
-            ffi.from_buffer("uint8_t[]", self._buffer),
+            ffi.from_buffer("uint8_t[]", buffer),
             ffi.from_buffer("uint64_t[]", got.boundaries),
             len(got.boundaries),
             ffi.from_buffer("uint64_t[]", near.boundaries),
@@ -189,7 +200,7 @@ class _Reader:
         )
         data = PageSet.from_boundaries(self._data[: data_count[0]])
         zeros = PageSet.from_boundaries(self._zeros[: zero_count[0]])
-        return data, zeros, self._buffer[: data.bytes]
+        return data, zeros, buffer[: data.bytes]
 
 
 def _cut_runs(pages: PageSet, runs_max: int) -> Iterator[PageSet]:

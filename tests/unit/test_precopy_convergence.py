@@ -115,3 +115,44 @@ def test_two_takes_make_one_in_which_the_later_is_right() -> None:
     assert together(earlier, later, space) == Written(
         data=pages(1, 3, 4), dropped=pages(2, 5, 6)
     )
+
+
+def test_hot_pages_are_held_back_where_that_helps() -> None:
+    """They fit into the freeze, or most of what is sent is not hot."""
+    convergence = Convergence(0.055, 30, fixed_s=0.005)
+    convergence.record(
+        RoundRecord(1, pages=100_000, duration_s=100_000 / PAGES_A_SECOND), 50_000
+    )
+    assert convergence.holds_back(5_000, 5_000)
+    assert not convergence.holds_back(5_001, 5_001)
+    assert convergence.holds_back(20_000, 40_000)
+    assert not convergence.holds_back(20_001, 40_000)
+
+
+def test_a_process_that_was_slowed_down_gets_another_chance() -> None:
+    """What it did before says nothing of what it does now; rounds are counted on."""
+    convergence = Convergence(0.05, 6)
+    for number in range(3):
+        record = RoundRecord(number, pages=50_000, duration_s=0.5)
+        convergence.record(record, 50_000)
+    assert convergence.decide() is Decision.STALLED
+    convergence.slowed_down()
+    for dirty in (50_000, 20_000):
+        assert convergence.decide() is Decision.ANOTHER
+        convergence.record(RoundRecord(4, pages=50_000, duration_s=0.5), dirty)
+    assert convergence.decide() is Decision.ANOTHER
+    convergence.record(RoundRecord(6, pages=50_000, duration_s=0.5), 10_000)
+    assert convergence.decide() is Decision.STALLED and convergence.is_out_of_rounds
+
+
+def test_the_rate_of_writing_is_that_of_the_last_round() -> None:
+    """Not of what was held back before it."""
+    convergence = Convergence(0.05, 30)
+    convergence.record(RoundRecord(1, pages=9, duration_s=2.0), 5_000, 1_000)
+    assert convergence.written_bytes_s == 500 * PAGE_BYTES
+
+
+def test_a_limit_below_the_fixed_costs_has_nothing_to_do_with_memory() -> None:
+    """So that nobody is slowed down for it."""
+    assert Convergence(0.004, 30, fixed_s=0.005).is_beyond_memory
+    assert not Convergence(0.005, 30, fixed_s=0.005).is_beyond_memory

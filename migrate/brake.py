@@ -1,0 +1,107 @@
+"""Slowing a process down, so that it writes less than the link carries.
+
+It is stopped for a share of the time, in short pauses that the kernel ends if we die:
+a ptrace stop, not a frozen cgroup, which would outlive us. Each pause is like every
+other stop of ours: calls that it would break off with EINTR are cured first of all.
+
+A thread of its own does it, since rounds are being sent meanwhile.
+"""
+
+import time
+from threading import Event, Thread
+from types import TracebackType
+from typing import Final, Self
+
+from migrate.kernel.blocked_syscalls import Sleepers
+from migrate.kernel.tracee import Tracee
+from precopy.ids import Pid
+
+STEPS: Final = (0.2, 0.4, 0.6, 0.8)  # shares of the time in which it stands still
+# One pause and what follows it: no pause is longer than 16 ms, and a little for waking
+# up, unless to stop all threads takes that long.
+PERIOD_S: Final = 0.020
+
+
+class Brake:
+    """Holds a process back by steps; a context manager, leaving releases it.
+
+    ``sleepers`` is nobody else's while it is on.
+    """
+
+    def __init__(self, pid: Pid, sleepers: Sleepers) -> None:
+        self._pid = pid
+        self._sleepers = sleepers
+        self._step = 0
+        self._paused_s = 0.0
+        self._told_s = 0.0
+        self._released = Event()
+        self._thread: Thread | None = None
+        self._trouble: BaseException | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    @property
+    def share(self) -> float:
+        """Of the time, that it stands still."""
+        return STEPS[self._step - 1] if self._step else 0.0
+
+    def harder(self) -> bool:
+        """The next step; False if there is none, and all stays as it is."""
+        if self._step == len(STEPS):
+            return False
+        self._step += 1
+        if self._thread is None:
+            self._thread = Thread(target=self._work, name="brake", daemon=True)
+            self._thread.start()
+        return True
+
+    def pause_s(self) -> float:
+        """How long it was stopped since this was last asked.
+
+        Raises:
+            TaskVanished: it has ended.
+            KernelError: it could not be stopped; somebody else traces it.
+        """
+        if self._trouble is not None:
+            raise self._trouble
+        paused_s = self._paused_s
+        since_s, self._told_s = paused_s - self._told_s, paused_s
+        return since_s
+
+    def release(self) -> None:
+        """Let it run; it does when this returns."""
+        self._released.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _work(self) -> None:
+        try:
+            while not self._released.is_set():
+                paused_s = self._pause(self.share * PERIOD_S)
+                self._paused_s += paused_s
+                self._released.wait(paused_s * (1 - self.share) / self.share)
+        except BaseException as error:
+            # Whatever it is belongs to the thread that asks for the pauses.
+            self._trouble = error
+
+    def _pause(self, pause_s: float) -> float:
+        self._sleepers.look()
+        began_s = time.monotonic()
+        tracee = Tracee.seize(self._pid)
+        try:
+            self._sleepers.remaining(tracee)
+            for tid in tracee.tids:
+                self._sleepers.cure(tracee, tid)
+            self._released.wait(max(0.0, began_s + pause_s - time.monotonic()))
+        finally:
+            tracee.detach()
+        return time.monotonic() - began_s
