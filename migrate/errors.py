@@ -126,6 +126,12 @@ class RolledBack(MigrateError):
     whereabouts = "The process runs on here, unharmed."
 
 
+class RolledBackWithoutLocks(RolledBack):
+    """It was undone, but for file locks, which somebody else has taken meanwhile."""
+
+    whereabouts = "The process runs on here, without those locks."
+
+
 class InDoubt(MigrateError):
     """The hand-over was sent and not answered: nobody can know who owns it."""
 

@@ -28,6 +28,7 @@ from migrate.errors import (
     Reason,
     Refused,
     RolledBack,
+    RolledBackWithoutLocks,
 )
 from migrate.freeze import Frozen, freeze, own_leaf
 from migrate.image import FrozenTree, Index, Outline
@@ -88,6 +89,8 @@ async def depart(
             it came.
     """
     reasons = [reason for pid in pids for reason in preflight.reasons(Pid(pid))]
+    if not (freezer := probes.cgroup_freezer()):
+        reasons.append(Reason("freezer", f"Nothing can be frozen: {freezer.why_not}"))
     if len(pids) != 1:
         reasons.append(
             Reason("tree", "One process is moved at a time; name one pid per command.")
@@ -335,11 +338,19 @@ class Departure:
             yield lent
         except BaseException:
             if lent and not frozen.handed_over:
-                with frozen.injecting() as remote:
-                    source = self._source(frozen.tracee, remote)
-                    for locks in lent:
-                        file_lock.reacquire(source, locks)
+                self._take_back(frozen, lent)
             raise
+
+    def _take_back(self, frozen: Frozen, lent: list[file_lock.FileLocks]) -> None:
+        try:
+            with frozen.injecting() as remote:
+                source = self._source(frozen.tracee, remote)
+                for locks in lent:
+                    file_lock.reacquire(source, locks)
+        except CannotCarry as error:
+            raise RolledBackWithoutLocks(
+                f"The move failed, and its locks were taken meanwhile: {error.message}"
+            ) from error
 
     def _send_state(self, frozen: Frozen, lent: list[file_lock.FileLocks]) -> None:
         """Everything but memory; afterwards its file locks are nobody's."""

@@ -225,6 +225,19 @@ class Remote:
         """Change the tracee's memory."""
         self.memory.write(pointer, data)
 
+    def dispatches_syscalls(self) -> bool:
+        """Whether the task gets its own system calls (PR_SET_SYSCALL_USER_DISPATCH).
+
+        Always False where the kernel cannot tell (before 6.4).
+        """
+        call = "ptrace(PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG)"
+        return check(lib.tracee_dispatches(self.tid), call, self.pid) > 0
+
+    def has_io_ports(self) -> bool:
+        """Whether the task may use I/O ports (ioperm(2))."""
+        call = "ptrace(PTRACE_GETREGSET, NT_386_IOPERM)"
+        return check(lib.tracee_has_ports(self.tid), call, self.pid) > 0
+
     def refresh(self) -> None:
         """Forget the registers remembered for each task: they have been changed."""
         self._shared.states.clear()
@@ -235,7 +248,7 @@ class Remote:
         At most CALLS_MAX; Batch cuts longer ones.
         """
         state = self._state(self.tid)
-        own_pid, own_tid = self._own_ids(self.tid)
+        own_pid, own_tid = self.own_ids()
         end = (NUMBERS["tgkill"], (own_pid, own_tid, int(self._shared.done_signal)))
         rows = [*calls, end]
         table = bytearray(
@@ -324,8 +337,9 @@ class Remote:
         check(size, "inject_frame", self.tid)
         self.memory.write(self.bench.frame, bytes(frame[:size]))
 
-    def _own_ids(self, tid: Tid) -> tuple[int, int]:
+    def own_ids(self) -> tuple[int, int]:
         """Process and thread id as the tracee's own pid namespace has them."""
+        tid = self.tid
         found = self._shared.ids.get(tid)
         if found is None:
             leader = procfs.own_id(self.pid, Tid(self.pid))

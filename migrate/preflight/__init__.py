@@ -18,7 +18,7 @@ from migrate.kernel import procfs
 from migrate.kinds import table
 from migrate.preflight import confinement, memory, standing
 from migrate.preflight.subject import Subject
-from precopy.errors import TaskVanished
+from precopy.errors import KernelError, TaskVanished
 from precopy.ids import Pid
 
 # Parents that take the end of a child as it comes.
@@ -43,6 +43,9 @@ def reasons(pid: Pid, *, own_pids: Collection[Pid] = ()) -> list[Reason]:
         ]
     except TaskVanished:
         return [standing.no_such_process(pid)]
+    except KernelError as error:
+        # kcmp(2), say, which a kernel may have been built without.
+        return [Reason("kernel", f"The kernel cannot be asked: {error}.", pid)]
     except PermissionError as error:
         return [
             Reason(

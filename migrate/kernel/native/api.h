@@ -88,6 +88,10 @@ int tracee_get_mask(int tid, uint64_t *mask);
 int tracee_set_mask(int tid, uint64_t mask);
 int tracee_get_rseq(int tid, struct rseq_configuration *configuration);
 int tracee_peek_signals(int tid, uint64_t offset, int shared, int count, void *infos);
+// 1 or 0: whether the task has its system calls dispatched to itself
+// (PR_SET_SYSCALL_USER_DISPATCH), and whether it may use I/O ports.
+int tracee_dispatches(int tid);
+int tracee_has_ports(int tid);
 // For each of count tasks: registers, mask and XSAVE image. The image i begins at
 // xstates + i * xstate_stride; its true size goes to sizes[i].
 int tasks_read(const int *tids, int count, struct task_registers *registers,

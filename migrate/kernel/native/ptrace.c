@@ -148,6 +148,28 @@ int tracee_peek_signals(int tid, uint64_t offset, int shared, int count, void *i
     return trace(PTRACE_PEEKSIGINFO, tid, &args, infos);
 }
 
+int tracee_dispatches(int tid)
+{
+    struct {
+        uint64_t mode, selector, offset, length;
+    } config;
+    enum { GET_SYSCALL_USER_DISPATCH_CONFIG = 0x4211 }; // linux/ptrace.h, Linux 6.4
+    long r = trace(GET_SYSCALL_USER_DISPATCH_CONFIG, tid, (void *)sizeof config, &config);
+    if (r == -EIO || r == -EINVAL)
+        return 0; // a kernel that cannot tell
+    return r < 0 ? r : config.mode != 0;
+}
+
+int tracee_has_ports(int tid)
+{
+    enum { NOTE_386_IOPERM = 0x201, BITMAP_BYTES = 8192 };
+    char bitmap[BITMAP_BYTES];
+    int r = get_set(tid, 0, NOTE_386_IOPERM, bitmap, sizeof bitmap);
+    if (r == -ENXIO || r == -EINVAL || r == -ENODEV)
+        return 0; // it has none, or the kernel has no such thing
+    return r < 0 ? r : r > 0;
+}
+
 int tasks_read(const int *tids, int count, struct task_registers *registers,
                uint64_t *masks, void *xstates, uint32_t xstate_stride,
                uint32_t *sizes)
