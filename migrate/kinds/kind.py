@@ -19,10 +19,13 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, cast
 
+from migrate.kernel import posix_timers
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from migrate.kernel.pidfds import PidFd
+    from migrate.kernel.posix_timers import TimersNow
     from migrate.kernel.procfs import FdView
     from migrate.kernel.remote import Remote, RemoteFd
     from migrate.kernel.tracee import Tracee
@@ -90,6 +93,14 @@ class Source:
     remote: Remote
     pidfd: PidFd
     views: tuple[FdView, ...] = ()
+    _timers: TimersNow | None = field(default=None, init=False)
+
+    @property
+    def timers(self) -> TimersNow:
+        """The timers of timer_create(2) and their signals, as of the first look."""
+        if self._timers is None:
+            self._timers = posix_timers.look(self.pid, self.tracee, self.remote)
+        return self._timers
 
 
 @dataclass(slots=True)

@@ -40,11 +40,15 @@ def refuse(pid: Pid) -> list[str]:
 
 def dump(source: Source, tid: Tid) -> PendingTaskSignals:
     """Look at the queue without taking anything from it."""
-    infos = source.tracee.peek_signals(tid, shared=False)
-    # As in collect_signal(): a bit without a siginfo stands for SI_USER with pid 0.
-    queued = {int.from_bytes(info[:4], "little") for info in infos}
+    # In this order: what comes while we look is a siginfo without a bit.
+    timers = source.timers
     found = _MASK.search(procfs.read(source.pid, f"task/{tid}/status"))
     mask = int(found[1], 16) if found else 0
+    seen = source.tracee.peek_signals(tid, shared=False)
+    infos = timers.settled(seen, tid)
+    # A signal that found no memory for its siginfo is only a bit in the mask; on
+    # delivery the kernel makes up SI_USER with pid 0 (collect_signal()).
+    queued = {int.from_bytes(info[:4], "little") for info in seen}
     bare = (n for n in range(1, _SIGNAL_MAX + 1) if mask >> (n - 1) & 1)
     infos += [
         number.to_bytes(_SIGINFO_BYTES, "little")

@@ -1,27 +1,36 @@
 """timer_create(2): timers that a process makes for itself, with the ids they have.
 
-read from   /proc/PID/timers, and timer_gettime(2) made by the process itself
-rebuilt by  timer_create(2) and timer_settime(2), with the time that was left
+read from   /proc/PID/timers, timer_gettime(2) made by the process itself; see
+            migrate.kernel.posix_timers
+rebuilt by  timer_create(2), timer_settime(2)
 
-Not carried: how often a timer overran before its last signal (timer_getoverrun(2)),
-and that an armed one was set with TIMER_ABSTIME: once armed only the time left
-counts, except that a step of the wall clock no longer moves it.
+A timer of a wall clock goes off when it would have: what fell due in the freeze fires
+at once, and the kernel counts how often (timer_getoverrun(2)). One of processor time
+goes on with the rest that it had.
+
+Not carried: timer_getoverrun(2) of a signal that was delivered before, and that an
+armed one was set with TIMER_ABSTIME: a step of the wall clock no longer moves it.
 """
 
 from __future__ import annotations
 
+import functools
 import struct
+import time
 from dataclasses import dataclass
 from errno import EINVAL
 from typing import TYPE_CHECKING, Final
 
-from migrate.kernel import procfs
+from migrate.kernel import posix_timers, procfs, syscalls
+from migrate.kernel.telling import all_must, nothing, told
 from migrate.kinds.kind import CannotCarry, Kind, Scope
+from precopy.errors import KernelError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from migrate.kernel.remote import Remote
+    from migrate.kernel.remote import Batch, Remote
+    from migrate.kernel.telling import Check
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid
 
@@ -29,6 +38,7 @@ _ITIMERSPEC: Final = struct.Struct("<qqqq")
 _SIGEVENT: Final = struct.Struct("<Qiii44x")  # value, signo, notify, tid; 64 bytes
 _ID: Final = struct.Struct("<i")
 _NS: Final = 1_000_000_000
+_TIMER_ABSTIME: Final = 1
 _SIGEV_NONE: Final = 1
 _SIGEV_THREAD: Final = 2
 _SIGEV_THREAD_ID: Final = 4
@@ -46,7 +56,7 @@ _CREATED_AT_ONCE: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class PosixTimer:
-    """One timer; a value of 0 is one that is not armed."""
+    """One timer."""
 
     id: int
     clock: int
@@ -55,7 +65,9 @@ class PosixTimer:
     value: int  # what the handler is given (sigev_value)
     tid: int  # of SIGEV_THREAD_ID, as the process numbers it; else 0
     interval_ns: int
-    value_ns: int
+    # 0: not armed. Of processor time what is left; of other clocks when it expires,
+    # on posix_timers.reference_clock().
+    expiry_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,32 +86,23 @@ def refuse(pid: Pid) -> list[str]:
 
 
 def dump(source: Source) -> PosixTimers:
-    """The timers, with the time that each has left."""
-    shown = sorted(procfs.timers(source.pid), key=lambda timer: timer.id)
-    if not shown:
-        return PosixTimers(())
-    remote = source.remote
-    remote.reset()
-    table = remote.space(_ITIMERSPEC.size * len(shown))
-    batch = remote.batch()
-    for at, timer in enumerate(shown):
-        batch.add("timer_gettime", timer.id, table + at * _ITIMERSPEC.size)
-    batch.run()
-    rows = _ITIMERSPEC.iter_unpack(remote.read(table, _ITIMERSPEC.size * len(shown)))
+    """The timers, with the next expiry of each."""
     return PosixTimers(
         tuple(
             PosixTimer(
-                id=timer.id,
-                clock=timer.clock,
-                notify=_NOTIFY[timer.notify]
-                | (_SIGEV_THREAD_ID if timer.thread else 0),
-                signal=timer.signal,
-                value=timer.value,
-                tid=_own_tid(source, timer) if timer.thread else 0,
-                interval_ns=row[0] * _NS + row[1],
-                value_ns=row[2] * _NS + row[3],
+                id=timer.shown.id,
+                clock=timer.shown.clock,
+                notify=_NOTIFY[timer.shown.notify]
+                | (_SIGEV_THREAD_ID if timer.shown.thread else 0),
+                signal=timer.shown.signal,
+                value=timer.shown.value,
+                tid=_own_tid(source, timer.shown) if timer.shown.thread else 0,
+                interval_ns=timer.interval_ns,
+                expiry_ns=timer.until_ns
+                if timer.shown.clock in posix_timers.WALL_CLOCKS
+                else timer.rest_ns,
             )
-            for timer, row in zip(shown, rows, strict=True)
+            for timer in source.timers.timers
         )
     )
 
@@ -110,24 +113,83 @@ def restore(record: PosixTimers, target: Target) -> None:
     Raises:
         CannotCarry: an id could not be had.
     """
-    remote = target.remote
-    there = procfs.timers(target.pid)
-    if there:
-        batch = remote.batch()
-        for old in there:
-            batch.add("timer_delete", old.id)
-        batch.run()
-    if not record.timers:
-        return
-    if not _create_with_ids(remote, record.timers):
-        _create_by_counting(remote, record.timers)
-    batch = remote.batch()
-    for timer in record.timers:
-        value = _ITIMERSPEC.pack(
-            *divmod(timer.interval_ns, _NS), *divmod(timer.value_ns, _NS)
-        )
-        batch.add("timer_settime", timer.id, 0, value, 0)
+    batch = target.remote.batch()
+    for old in procfs.timers(target.pid):
+        batch.add("timer_delete", old.id)
     batch.run()
+    none = PosixTimers(())
+    told(target.remote, lambda remote, batch: tell(record, none, remote, batch))
+
+
+def tell(
+    record: PosixTimers, there: PosixTimers, remote: Remote, batch: Batch
+) -> Check:
+    """Tell together with others."""
+    for old in there.timers:
+        batch.add("timer_delete", old.id)
+    if not record.timers:
+        return nothing
+    if not takes_ids():
+
+        def count(results: Sequence[int]) -> None:
+            _create_by_counting(remote, record.timers)
+            arming = remote.batch()
+            _arm(remote, arming, record.timers)
+            arming.run()
+
+        return count
+    batch.add("prctl", _PR_TIMER_CREATE_RESTORE_IDS, _RESTORE_ON, 0, 0, 0)
+    created = all_must(
+        remote,
+        batch,
+        "timer_create",
+        [(timer.clock, _event(timer), _ID.pack(timer.id)) for timer in record.timers],
+    )
+    batch.add("prctl", _PR_TIMER_CREATE_RESTORE_IDS, _RESTORE_OFF, 0, 0, 0)
+    armed = _arm(remote, batch, record.timers)
+
+    def check(results: Sequence[int]) -> None:
+        created(results)
+        armed(results)
+
+    return check
+
+
+@functools.cache
+def takes_ids() -> bool:
+    """Whether this kernel makes timers with the ids that are asked for."""
+    try:
+        syscalls.raw("prctl", _PR_TIMER_CREATE_RESTORE_IDS, _RESTORE_OFF, 0, 0, 0)
+    except KernelError as error:
+        if error.errno != EINVAL:
+            raise
+        return False
+    return True
+
+
+def _arm(remote: Remote, batch: Batch, timers: Sequence[PosixTimer]) -> Check:
+    return all_must(
+        remote,
+        batch,
+        "timer_settime",
+        [(timer.id, *_setting(timer), 0) for timer in timers],
+    )
+
+
+def _setting(timer: PosixTimer) -> tuple[int, bytes]:
+    """Flags and time. Only an absolute time in the past counts how often it passed."""
+    flags, value_ns = 0, timer.expiry_ns
+    if value_ns and timer.clock in posix_timers.WALL_CLOCKS:
+        if timer.clock in posix_timers.DATED_CLOCKS:
+            rest_ns = value_ns - time.monotonic_ns()
+            late = rest_ns <= 0
+            flags = _TIMER_ABSTIME if late else 0
+            value_ns = rest_ns + (time.clock_gettime_ns(timer.clock) if late else 0)
+        else:
+            flags = _TIMER_ABSTIME
+    return flags, _ITIMERSPEC.pack(
+        *divmod(timer.interval_ns, _NS), *divmod(value_ns, _NS)
+    )
 
 
 def _own_tid(source: Source, timer: procfs.PosixTimer) -> int:
@@ -140,24 +202,6 @@ def _own_tid(source: Source, timer: procfs.PosixTimer) -> int:
         "has ended. Delete the timer.",
         pid=source.pid,
     )
-
-
-def _create_with_ids(remote: Remote, timers: Sequence[PosixTimer]) -> bool:
-    """Make the timers with the ids they had; False where the kernel cannot."""
-    remote.reset()
-    ids = remote.space(_ID.size * len(timers))
-    remote.write(ids, b"".join(_ID.pack(timer.id) for timer in timers))
-    batch = remote.batch()
-    batch.add("prctl", _PR_TIMER_CREATE_RESTORE_IDS, _RESTORE_ON, 0, 0, 0)
-    batch.add("prctl", _PR_TIMER_CREATE_RESTORE_IDS, _RESTORE_OFF, 0, 0, 0)
-    if batch.run(check=False)[0] == -EINVAL:
-        return False
-    batch.add("prctl", _PR_TIMER_CREATE_RESTORE_IDS, _RESTORE_ON, 0, 0, 0)
-    for at, timer in enumerate(timers):
-        batch.add("timer_create", timer.clock, _event(timer), ids + at * _ID.size)
-    batch.add("prctl", _PR_TIMER_CREATE_RESTORE_IDS, _RESTORE_OFF, 0, 0, 0)
-    batch.run()
-    return True
 
 
 def _create_by_counting(remote: Remote, timers: Sequence[PosixTimer]) -> None:

@@ -4,8 +4,9 @@ read from   /proc/PID/fdinfo/FD: clockid, ticks, settime flags, it_value,
             it_interval                                    proc_pid_fdinfo(5)
 rebuilt by  timerfd_create(2), timerfd_settime(2), ioctl(TFD_IOC_SET_TICKS)
 
-A timer goes on with the time that it had left: while the process is frozen, its
-timers stand still. Only a date (an absolute time of a real-time clock) stays a date.
+A timer goes off when it would have: what fell due in the freeze counts as ticks.
+One that was set to a date (an absolute time of a real-time clock) follows steps of
+that clock, all others do not.
 """
 
 import fcntl
@@ -28,7 +29,9 @@ class Timerfd:
     clock: int  # CLOCK_*
     nonblocking: bool
     settime_flags: int  # TFD_TIMER_*, of the last timerfd_settime(2)
-    value_ns: int  # left until it goes off; of a date, the date; 0 = disarmed
+    # When it goes off, on CLOCK_BOOTTIME for a timer of that clock, on CLOCK_REALTIME
+    # for a date, and on CLOCK_MONOTONIC for all others; 0: disarmed.
+    expiry_ns: int
     interval_ns: int
     ticks: int  # went off so often since the last read(2)
 
@@ -41,6 +44,8 @@ _SETTIME_FLAGS: Final = _TFD_TIMER_ABSTIME | _TFD_TIMER_CANCEL_ON_SET
 _TFD_IOC_SET_TICKS: Final = 0x40085400  # _IOW('T', 0, __u64), linux/timerfd.h
 _CLOCK_REALTIME_ALARM: Final = 8
 _DATED_CLOCKS: Final = frozenset({time.CLOCK_REALTIME, _CLOCK_REALTIME_ALARM})
+_BOOT_CLOCKS: Final = frozenset({time.CLOCK_BOOTTIME, 9})  # CLOCK_BOOTTIME_ALARM
+_SOON_NS: Final = 1_000_000  # the process does not run again before that
 _ITIMERSPEC: Final = struct.Struct("<qqqq")  # it_interval, it_value
 _SECOND_NS: Final = 1_000_000_000
 _TIME_MAX_NS: Final = 2**63 - 1
@@ -63,15 +68,12 @@ def dump(process: Source, view: FdView) -> Timerfd:
     """Read the time left and the ticks; neither changes by that."""
     if reason := refuse(view):
         raise CannotCarry.at(KIND, view, reason)
-    found = _state(process, view)
-    value_ns = found.value_ns
-    if _is_date(found.clock, found.settime_flags) and value_ns:
-        value_ns += time.clock_gettime_ns(time.CLOCK_REALTIME)
+    found, now_ns = _state(process, view)
     return Timerfd(
         clock=found.clock,
         nonblocking=bool(view.info.flags & os.O_NONBLOCK),
         settime_flags=found.settime_flags & _SETTIME_FLAGS,
-        value_ns=value_ns,
+        expiry_ns=now_ns + found.value_ns if found.value_ns else 0,
         interval_ns=found.interval_ns,
         ticks=found.ticks,
     )
@@ -105,52 +107,81 @@ def update(old: Timerfd, new: Timerfd, target: Target, fd: RemoteFd) -> bool:
     return True
 
 
-def _state(process: Source, view: FdView) -> TimerfdInfo:
-    """What the timer does now; time goes on for it while its process is stopped.
+def _state(process: Source, view: FdView) -> tuple[TimerfdInfo, int]:
+    """What the timer does now, and when that is on the clock of `expiry_ns`.
 
-    A periodic timer that went off shows no time left: the kernel begins the next
-    period only when it is asked (fs/timerfd.c). timerfd_gettime(2) asks, and takes no
-    tick away. No time left and no tick either is a timer at rest, or one at the very
-    moment of going off: then a second look shows the tick.
+    Time goes on for it while its process is stopped. A periodic timer that went off
+    shows no time left: the kernel begins the next period only when it is asked
+    (fs/timerfd.c). timerfd_gettime(2) asks, and takes no tick away. No time left and
+    no tick either is a timer at rest, or one at the very moment of going off: then a
+    second look shows the tick.
     """
     remote = process.remote
-    found = _look(process, view)
+    found, now_ns = _look(process, view)
     for _ in range(_LOOKS_MAX):
         before = found
         if found.value_ns or (found.ticks and not found.interval_ns):
-            return found
+            return found, now_ns
         if found.ticks:
             room = remote.space(_ITIMERSPEC.size)
             remote.syscall("timerfd_gettime", view.number, room)
             remote.reset()
-        found = _look(process, view)
+        found, now_ns = _look(process, view)
         if found == before and not found.ticks:
-            return found
+            return found, now_ns
     # It goes off more often than we can look: it is as good as at its beginning.
-    return replace(found, value_ns=found.interval_ns)
+    return replace(found, value_ns=found.interval_ns), now_ns
 
 
-def _look(process: Source, view: FdView) -> TimerfdInfo:
-    return procfs.timerfd_info(procfs.fd(process.pid, view.number).info)
+def _look(process: Source, view: FdView) -> tuple[TimerfdInfo, int]:
+    found = procfs.timerfd_info(procfs.fd(process.pid, view.number).info)
+    clock = _clock_of_expiry(found.clock, found.settime_flags)
+    return found, time.clock_gettime_ns(clock)
 
 
 def _set(record: Timerfd, target: Target, fd: RemoteFd) -> None:
-    for name in ("value_ns", "interval_ns", "ticks"):
+    for name in ("expiry_ns", "interval_ns", "ticks"):
         if not 0 <= getattr(record, name) <= _TIME_MAX_NS:
             raise CannotCarry(KIND.name, f"The peer sent a timerfd of bad {name}.")
-    flags = record.settime_flags & _SETTIME_FLAGS
-    if not _is_date(record.clock, flags):
-        flags &= ~_SETTIME_FLAGS
+    flags, value_ns, ticks = _setting(record)
     setting = _ITIMERSPEC.pack(
-        *divmod(record.interval_ns, _SECOND_NS), *divmod(record.value_ns, _SECOND_NS)
+        *divmod(record.interval_ns, _SECOND_NS), *divmod(value_ns, _SECOND_NS)
     )
     batch = target.remote.batch()
     # It forgets the ticks, so those come after.
     batch.add("timerfd_settime", fd, flags, setting, 0)
-    if record.ticks:
-        ticks = record.ticks.to_bytes(8, "little")
-        batch.add("ioctl", fd, _TFD_IOC_SET_TICKS, ticks)
+    if ticks:
+        batch.add("ioctl", fd, _TFD_IOC_SET_TICKS, ticks.to_bytes(8, "little"))
     batch.run()
+
+
+def _setting(record: Timerfd) -> tuple[int, int, int]:
+    """Flags and time for timerfd_settime(2), and the ticks to be set after it."""
+    flags = record.settime_flags & _SETTIME_FLAGS
+    date = _is_date(record.clock, flags)
+    value_ns, ticks, interval_ns = record.expiry_ns, record.ticks, record.interval_ns
+    if not value_ns:
+        return flags if date else 0, 0, ticks
+    clock = _clock_of_expiry(record.clock, flags)
+    now_ns = time.clock_gettime_ns(clock)
+    absolute = date or record.clock not in _DATED_CLOCKS
+    due_ns = now_ns + _SOON_NS
+    if interval_ns and value_ns <= due_ns and (ticks or not absolute):
+        # Set in the past it would go off now, and setting the ticks overwrite that.
+        passed = (due_ns - value_ns) // interval_ns + 1
+        ticks = min(ticks + passed, _TIME_MAX_NS)
+        value_ns += passed * interval_ns
+    if absolute:
+        return flags if date else _TFD_TIMER_ABSTIME, value_ns, ticks
+    return 0, max(value_ns - now_ns, 1), ticks
+
+
+def _clock_of_expiry(clock: int, settime_flags: int) -> int:
+    if clock in _BOOT_CLOCKS:
+        return time.CLOCK_BOOTTIME
+    if _is_date(clock, settime_flags):
+        return time.CLOCK_REALTIME
+    return time.CLOCK_MONOTONIC
 
 
 def _is_date(clock: int, settime_flags: int) -> bool:
