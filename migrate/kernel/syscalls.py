@@ -54,7 +54,6 @@ NUMBERS: Final[Mapping[str, int]] = MappingProxyType(
         "capset": 126,
         "rt_sigpending": 127,
         "rt_sigtimedwait": 128,
-        "rt_sigtimedwait": 128,
         "rt_sigqueueinfo": 129,
         "sigaltstack": 131,
         "personality": 135,
