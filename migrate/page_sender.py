@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from threading import Condition, Lock, Thread
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from migrate.options import COMPRESS_AUTO, Codec, Compress
 from precopy.ids import PAGE_BYTES
@@ -43,6 +43,12 @@ def offered(compress: Compress) -> tuple[m.Codec, ...]:
     if compress.codec is Codec.NONE:
         return (m.Codec.NONE,)
     return (m.Codec.NONE, m.Codec.ZSTD)
+
+
+class _Given(NamedTuple):
+    batch: PageBatch
+    codec: m.Codec
+    buffer: bytearray  # goes back when it is sent
 
 
 class PageSender:
@@ -76,7 +82,12 @@ class PageSender:
         )
         self._wire = Lock()
         self._own_packer = Packer(self._level)  # of the thread that reads
-        self._waiting: SimpleQueue[tuple[PageBatch, bytearray] | None] = SimpleQueue()
+        # One for each thread. What is not packed goes to the first alone: two would
+        # only wait for one another, and take turns in the processor's cache.
+        self._waiting: list[SimpleQueue[_Given | None]] = [
+            SimpleQueue() for _ in range(threads)
+        ]
+        self._turn = 0
         self._buffers: SimpleQueue[bytearray] = SimpleQueue()
         for _ in range(threads + _SPARE_BUFFERS):
             self._buffers.put(bytearray(self.batch_pages_max * PAGE_BYTES))
@@ -84,8 +95,8 @@ class PageSender:
         self._settled = Condition()
         self._trouble: BaseException | None = None
         self._threads = [
-            Thread(target=self._work, name=f"sender-{n}", daemon=True)
-            for n in range(threads)
+            Thread(target=self._work, args=[waiting], name="sender", daemon=True)
+            for waiting in self._waiting
         ]
         self._running = False
 
@@ -106,8 +117,8 @@ class PageSender:
             return
         self._running = False
         self._fail(_Closed())
-        for _ in self._threads:
-            self._waiting.put(None)
+        for waiting in self._waiting:
+            waiting.put(None)
         deadline_s = time.monotonic() + _LAST_BATCH_S
         for thread in self._threads:
             thread.join(max(0.0, deadline_s - time.monotonic()))
@@ -139,9 +150,13 @@ class PageSender:
         buffer = batch.payload.obj if batch.data else self._buffers.get()
         assert isinstance(buffer, bytearray)
         self._check()
+        with self._choosing:
+            codec = self._chooser.choose()
+        self._turn = 0 if codec is m.Codec.NONE else self._turn + 1
         with self._settled:
             self._under_way += 1
-        self._waiting.put((batch, buffer))
+        waiting = self._waiting[self._turn % len(self._waiting)]
+        waiting.put(_Given(batch, codec, buffer))
 
     def drain(self) -> None:
         """Wait until all is sent; afterwards the channel is the caller's.
@@ -174,26 +189,23 @@ class PageSender:
                 self._trouble = error
             self._settled.notify_all()
 
-    def _work(self) -> None:
+    def _work(self, waiting: "SimpleQueue[_Given | None]") -> None:
         packer = Packer(self._level)
-        while (given := self._waiting.get()) is not None:
-            batch, buffer = given
+        while (given := waiting.get()) is not None:
             try:
                 if self._trouble is None:
-                    self._send(batch, packer)
+                    self._send(given.batch, given.codec, packer)
             except BaseException as error:
                 # Whatever it is belongs to the thread that hands batches over.
                 self._fail(error)
-            del batch, given
-            self._buffers.put(buffer)
+            self._buffers.put(given.buffer)
+            given = None
             with self._settled:
                 self._under_way -= 1
                 if not self._under_way:
                     self._settled.notify_all()
 
-    def _send(self, batch: PageBatch, packer: Packer) -> None:
-        with self._choosing:
-            codec = self._chooser.choose()
+    def _send(self, batch: PageBatch, codec: m.Codec, packer: Packer) -> None:
         began_s = time.monotonic()
         raw = batch.encode()
         buffers = packer.pack(raw, codec)
