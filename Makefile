@@ -30,6 +30,10 @@ live: build  ## Only the tests that need root and a real kernel to play with
 demo: build  ## Two throw-away hosts, a live program, one migration, its report (root)
 	$(BIN)/migrate demo
 
+bench: build  ## Measure everything, into build/bench; an hour on a quiet machine (root)
+	$(BIN)/pip install -q -e '.[bench]'
+	$(BIN)/python -m bench --plots build/bench
+
 format: build  ## Put the sources into the one format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -54,5 +58,5 @@ tools:
 	$(BIN)/python migrate/kernel/native/build.py
 	@touch $@
 
-.PHONY: help build check test live demo format clean tools
+.PHONY: help build check test live demo bench format clean tools
 .DELETE_ON_ERROR:

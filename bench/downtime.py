@@ -93,7 +93,8 @@ def _measure(wanted: Wanted, tell: Tell) -> list[Result]:
         wanted.write_rates_bytes_per_s or _RATES_BYTES_PER_S,
         wanted.pages or tuple(Pages),
     )
-    with ground(programs.demo()) as place:
+    peer = criu.program() if wanted.criu else None
+    with ground(programs.demo(), *([peer] if peer else [])) as place:
         return [_one(place, wanted, tell, *setting) for setting in settings]
 
 

@@ -19,9 +19,10 @@ from typing import IO, Final
 
 from migrate.demo.command import hidden, packages
 from migrate.report import Report
-from migrate.testbed import Agent, Host, HostProcess, TestBed
+from migrate.testbed import Agent, Host, HostProcess, TestBed, TestBedError
 
 _DEADLINE_S: Final = 900.0
+_LOG_CHARACTERS_MAX: Final = 1500
 _MADV_POPULATE_WRITE: Final = 23  # <linux/mman.h>
 _SPARE_BYTES: Final = 512 << 20
 # Into the cgroup first, so that not even the start of Python is left out.
@@ -71,6 +72,7 @@ class Ground:
         to = f"{self.b.address}:{self._agent.port}"
         command = [sys.executable, "-m", "migrate", "--to", to, "--json", *options]
         source_s, destination_s = self._cpu_s()
+        logged = len(self._agent.log)
         began_ns = time.monotonic_ns()
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
             code = self._run([*command, str(pid_inside)], out, errors)
@@ -78,7 +80,11 @@ class Ground:
             said, complaint = _all_of(out), _all_of(errors)
         source_after_s, destination_after_s = self._cpu_s()
         if code != 0:
-            raise TrialFailed(f"The move ended with {code}: {complaint.strip()}")
+            there = self._agent.log[logged:][-_LOG_CHARACTERS_MAX:]
+            raise TrialFailed(
+                f"The move ended with {code}: {complaint.strip()} "
+                f"The agent logged: {there.strip() or 'nothing.'}"
+            )
         report = Report.from_json(json.loads(said))
         return Moved(
             report=report,
@@ -91,10 +97,17 @@ class Ground:
         )
 
     def arrived(self, report: Report) -> HostProcess:
-        """The process at ``b`` that ``report`` is about; the caller closes it."""
+        """The process at ``b`` that ``report`` is about; the caller closes it.
+
+        Raises:
+            TrialFailed: it has ended.
+        """
         pid = report.processes[0].destination_pid
         assert pid is not None
-        return self.b.process(pid)
+        try:
+            return self.b.process(pid)
+        except TestBedError as error:
+            raise TrialFailed(f"It arrived, and ended at once: {error}") from error
 
     def _run(self, argv: Sequence[str], out: IO[bytes], errors: IO[bytes]) -> int:
         with self.a.popen(

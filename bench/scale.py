@@ -15,7 +15,7 @@ _THREADS: Final = (100, 1000)
 _FILES: Final = (1000, 10_000)
 _VMAS: Final = (1000, 10_000)
 _RUNS: Final = 5
-_BYTES_EACH: Final = 128 << 10  # more than a thread, a file or a mapping takes
+_BYTES_EACH: Final = 32 << 10  # more than a thread, a file or a mapping takes
 
 
 def settings(wanted: Wanted) -> list[dict[str, int]]:

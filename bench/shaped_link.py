@@ -72,4 +72,4 @@ def _limit(links: IPRoute, index: int, rate_bytes_per_s: int) -> None:
 
 
 def _lift(links: IPRoute, index: int, _: int) -> None:
-    links.tc("del", "tbf", index, parent=_ROOT)
+    links.tc("del", index=index, parent=_ROOT)

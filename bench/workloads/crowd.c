@@ -19,6 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "control.h"
@@ -32,6 +33,11 @@ static uint64_t *pages;
 
 static bool open_files(void)
 {
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+        limit.rlim_cur = limit.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &limit);
+    }
     files = calloc(files_count + 1, sizeof *files);
     for (uint64_t i = 0; files && i < files_count; i++) {
         files[i] = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
