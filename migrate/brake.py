@@ -4,11 +4,14 @@ It is stopped for a share of the time, in short pauses that the kernel ends if w
 a ptrace stop, not a frozen cgroup, which would outlive us. Each pause is like every
 other stop of ours: calls that it would break off with EINTR are cured first of all.
 
-A thread of its own does it, since rounds are being sent meanwhile.
+A thread of its own does it, since rounds are being sent meanwhile. Whoever needs it to
+stand still for a moment asks here as well: two cannot hold it at once.
 """
 
 import time
-from threading import Event, Thread
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event, Lock, Thread
 from types import TracebackType
 from typing import Final, Self
 
@@ -17,15 +20,15 @@ from migrate.kernel.tracee import Tracee
 from precopy.ids import Pid
 
 STEPS: Final = (0.2, 0.4, 0.6, 0.8)  # shares of the time in which it stands still
-# One pause and what follows it: no pause is longer than 16 ms, and a little for waking
+# One pause and what follows it: no pause is longer than 20 ms, but for waking
 # up, unless to stop all threads takes that long.
-PERIOD_S: Final = 0.020
+PERIOD_S: Final = 0.024
 
 
 class Brake:
     """Holds a process back by steps; a context manager, leaving releases it.
 
-    ``sleepers`` is nobody else's while it is on.
+    ``sleepers`` is nobody else's while the brake is on or the process held.
     """
 
     def __init__(self, pid: Pid, sleepers: Sleepers) -> None:
@@ -35,6 +38,7 @@ class Brake:
         self._paused_s = 0.0
         self._told_s = 0.0
         self._released = Event()
+        self._holding = Lock()
         self._thread: Thread | None = None
         self._trouble: BaseException | None = None
 
@@ -83,25 +87,38 @@ class Brake:
         if self._thread is not None:
             self._thread.join()
 
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """The process stands still in this block, whose length counts as a pause.
+
+        From any thread; no block of this kind within another.
+
+        Raises:
+            TaskVanished: it has ended.
+            KernelError: it could not be stopped; somebody else traces it.
+        """
+        with self._holding:
+            self._sleepers.look()
+            began_s = time.monotonic()
+            tracee = Tracee.seize(self._pid)
+            try:
+                self._sleepers.remaining(tracee)
+                for tid in tracee.tids:
+                    self._sleepers.cure(tracee, tid)
+                yield
+            finally:
+                tracee.detach()
+                self._paused_s += time.monotonic() - began_s
+
     def _work(self) -> None:
         try:
             while not self._released.is_set():
-                paused_s = self._pause(self.share * PERIOD_S)
-                self._paused_s += paused_s
+                began_s = time.monotonic()
+                with self.holding():
+                    ends_s = began_s + self.share * PERIOD_S
+                    self._released.wait(max(0.0, ends_s - time.monotonic()))
+                paused_s = time.monotonic() - began_s
                 self._released.wait(paused_s * (1 - self.share) / self.share)
         except BaseException as error:
             # Whatever it is belongs to the thread that asks for the pauses.
             self._trouble = error
-
-    def _pause(self, pause_s: float) -> float:
-        self._sleepers.look()
-        began_s = time.monotonic()
-        tracee = Tracee.seize(self._pid)
-        try:
-            self._sleepers.remaining(tracee)
-            for tid in tracee.tids:
-                self._sleepers.cure(tracee, tid)
-            self._released.wait(max(0.0, began_s + pause_s - time.monotonic()))
-        finally:
-            tracee.detach()
-        return time.monotonic() - began_s

@@ -174,7 +174,6 @@ class OutgoingMemory:
         record = RoundRecord(len(self.rounds) + 1)
         began_s = time.monotonic()
         wire_before = self._channel.traffic.bytes_sent
-        self._sender.begin()
         self._send(taken, hold_back, record, progress)
         tally, self._tally = self._tally, _Tally()
         self._channel.send(
@@ -202,7 +201,10 @@ class OutgoingMemory:
         """Send what was taken; without a ``record`` it is for the last time."""
         began_s = time.monotonic()
         data = self._backlog.hand_out(but=hold_back)
+        # Nobody is served by keeping to a cap while the process stands still.
         at_once = record is None and data.pages <= _AT_ONCE_PAGES_MAX
+        if not at_once:
+            self._sender.begin(capped=record is not None)
         send = self._sender.send_at_once if at_once else self._sender.send
         record = record or RoundRecord(0)
         found: list[PageSet] = []

@@ -64,7 +64,7 @@ class PageSender:
     ) -> None:
         """``pause`` waits for so many seconds; what it raises ends the sending.
 
-        ``rate_bytes_per_s`` caps what goes over the wire, but for ``send_at_once``.
+        ``rate_bytes_per_s`` caps what goes over the wire, where ``begin`` says so.
         """
         self._channel = channel
         self._pause = pause
@@ -99,6 +99,7 @@ class PageSender:
             for waiting in self._waiting
         ]
         self._running = False
+        self._capped = True
 
     def __enter__(self) -> Self:
         return self
@@ -127,8 +128,9 @@ class PageSender:
         for thread in self._threads:
             thread.join()
 
-    def begin(self) -> None:
-        """Batches follow one another from here."""
+    def begin(self, *, capped: bool = True) -> None:
+        """Batches follow one another from here; not ``capped``: as fast as they go."""
+        self._capped = capped
         if not self._running:
             self._running = True
             for thread in self._threads:
@@ -213,7 +215,7 @@ class PageSender:
         wire_bytes = _size(buffers) + HEADER_BYTES
         with self._wire:
             self._check()
-            if self._bucket is not None:
+            if self._bucket is not None and self._capped:
                 self._wait(self._bucket.take(wire_bytes, now_s=time.monotonic()))
             self._channel.send_pages(buffers, timeout_s=SEND_S)
             ended_s = time.monotonic()
@@ -222,10 +224,10 @@ class PageSender:
 
     def _wait(self, seconds: float) -> None:
         """Wait, unless something is wrong meanwhile."""
-        until_s = time.monotonic() + seconds
-        while (left_s := until_s - time.monotonic()) > 0:
+        while seconds > 0:
             self._check()
-            self._pause(min(left_s, _LOOK_UP_S))
+            self._pause(min(seconds, _LOOK_UP_S))
+            seconds -= _LOOK_UP_S
 
 
 class _Closed(Exception):
