@@ -67,6 +67,9 @@ DOUBT_S: Final = 3.0  # after Go: so long until we say that nobody knows
 
 _TRACKED_FLAGS: Final = frozenset({"um", "uw"})
 
+_IS_IT_AN_AGENT: Final = (
+    "Is an agent listening there? (migrate agent --listen HOST:PORT)"
+)
 _ROOT: Final = Index(0)
 _PID_POLICIES: Final = {
     PidPolicy.AUTO: m.PidPolicy.AUTO,
@@ -101,8 +104,7 @@ async def depart(
         channel = await transport_channel.connect(*peer, deadline_s=CONNECT_S)
     except TransportError as error:
         raise NotConnected(
-            f"There is no connection: {error}.",
-            way_out="Is an agent listening there? (migrate agent --listen HOST:PORT)",
+            f"There is no connection: {error}.", way_out=_IS_IT_AN_AGENT
         ) from error
     with channel:
         if options.dry_run:
@@ -229,7 +231,14 @@ class Departure:
             raise CalledOff
 
     def _greet(self) -> None:
-        welcome = self._channel.expect(m.Welcome)
+        try:
+            welcome = self._channel.expect(m.Welcome, timeout_s=CONNECT_S)
+        except TransportError as error:
+            if self._called_off.is_set():
+                raise
+            raise NotConnected(
+                f"Nobody answered as an agent does: {error}.", way_out=_IS_IT_AN_AGENT
+            ) from error
         if not welcome.version_min <= m.VERSION_MAX <= welcome.version_max:
             raise NotConnected(
                 f"The agent there speaks versions {welcome.version_min} to "
