@@ -101,8 +101,6 @@ def _not_obeyed_yet(options: MoveOptions) -> str | None:
     """What was asked for and would be passed over in silence."""
     if options.streams not in {None, 1}:
         return "--streams above 1"
-    if options.tracker is TrackerChoice.SOFT_DIRTY:
-        return "--tracker soft-dirty"
     return None
 
 

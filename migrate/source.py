@@ -18,7 +18,15 @@ from typing import Final
 
 import trio
 
-from migrate import descriptors, diagnosis, dump, image, page_sender, preflight
+from migrate import (
+    descriptors,
+    diagnosis,
+    dump,
+    image,
+    page_sender,
+    preflight,
+    tracking,
+)
 from migrate.brake import Brake
 from migrate.errors import (
     InDoubt,
@@ -40,7 +48,7 @@ from migrate.kernel.remote import Remote
 from migrate.kernel.tracee import Tracee
 from migrate.kinds import file_lock
 from migrate.kinds.kind import CannotCarry, Source
-from migrate.options import MoveOptions, PidPolicy, TrackerChoice
+from migrate.options import MoveOptions, PidPolicy
 from migrate.outgoing_memory import OutgoingMemory
 from migrate.page_sender import PageSender
 from migrate.pre_copy import PreCopy
@@ -51,9 +59,6 @@ from precopy.address_space import AddressSpace
 from precopy.errors import TaskVanished
 from precopy.ids import PAGE_BYTES, Pid
 from precopy.task_memory import TaskMemory
-from precopy.tracker import DirtyTracker
-from precopy.tracker.everything import EverythingTracker
-from precopy.tracker.uffd_wp import UffdWpTracker
 from transport import channel as transport_channel
 from transport import messages as m
 from transport.channel import Channel, PeerGaveUp
@@ -92,6 +97,7 @@ async def depart(
             it came.
     """
     reasons = [reason for pid in pids for reason in preflight.reasons(Pid(pid))]
+    reasons += tracking.reasons(options.tracker)
     if not (freezer := probes.cgroup_freezer()):
         reasons.append(Reason("freezer", f"Nothing can be frozen: {freezer.why_not}"))
     if len(pids) != 1:
@@ -185,7 +191,8 @@ class Departure:
             self._pidfd = undo.enter_context(PidFd.open(self._pid))
             self._greet()
             self._progress.preparing("looking at the process")
-            self._look(undo)
+            brake = undo.enter_context(Brake(self._pid, self._sleepers))
+            self._look(undo, brake)
             self._progress.preparing("building its skeleton at the destination")
             self._offer()
             memory = OutgoingMemory(
@@ -197,7 +204,6 @@ class Departure:
                 self._proceed,
             )
             self._memory = memory
-            brake = undo.enter_context(Brake(self._pid, self._sleepers))
             rounds = PreCopy(
                 memory,
                 brake,
@@ -246,7 +252,7 @@ class Departure:
             )
         self._channel.send(m.Hello(m.VERSION_MAX, self._transaction))
 
-    def _look(self, undo: ExitStack) -> None:
+    def _look(self, undo: ExitStack, brake: Brake) -> None:
         """One short stop: what is it made of, and start to track its writes."""
         # What can be seen of a running process is looked at before the stop.
         mapped = dump.Mapped.of(self._pid)
@@ -257,7 +263,9 @@ class Departure:
             with tracee.remote() as remote:
                 source = self._source(tracee, remote)
                 self._process = dump.outline(source, mapped, self._known_descriptors)
-                self._tracker = _choose_tracker(self._options.tracker, source)
+                self._tracker = tracking.tracker(
+                    self._options.tracker, source, brake.holding
+                )
         finally:
             tracee.detach(cure=self._sleepers.cure)
         undo.callback(self._tracker.close)
@@ -431,17 +439,3 @@ class Departure:
             bytes_wire=self._channel.traffic.bytes_sent,
             resident_bytes=self._memory.sent.bytes if self._memory else 0,
         )
-
-
-def _choose_tracker(choice: TrackerChoice, source: Source) -> DirtyTracker:
-    if choice is TrackerChoice.EVERYTHING:
-        return EverythingTracker(source.pid)
-    if choice is TrackerChoice.AUTO and not probes.userfaultfd_wp_async():
-        return EverythingTracker(source.pid)
-    remote = source.remote
-    fd = remote.syscall("userfaultfd", UffdWpTracker.FLAGS)
-    try:
-        uffd = source.pidfd.getfd(fd)
-    finally:
-        remote.syscall("close", fd)
-    return UffdWpTracker(source.pid, uffd)

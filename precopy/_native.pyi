@@ -1,6 +1,6 @@
 """The typed face of precopy/native/api.h."""
 
-from typing import Literal, overload
+from typing import Literal, SupportsInt, overload
 
 from typing_extensions import Buffer
 
@@ -23,11 +23,13 @@ class PageScan:
     chunk_bytes: int
     index: int
     address: int
+    zero_frame: int
     own: RunList
     written: RunList
     swapped: RunList
     guarded: RunList
     lost: RunList
+    absent: RunList
 
 class TaskMemory:
     pid: int
@@ -41,6 +43,7 @@ class _Lib:
     PAGE_SCAN_CHECK: int
     PAGE_SCAN_GUARDS: int
     PAGE_SCAN_QUICK: int
+    PAGE_SCAN_SOFT_DIRTY: int
 
     def page_set_combine(
         self,
@@ -116,6 +119,7 @@ class _Ffi:
     def new(self, cdecl: Literal["struct task_memory *"], /) -> TaskMemory: ...
     @overload
     def new(self, cdecl: Literal["uint64_t *"], /) -> Cells: ...
+    def cast(self, cdecl: Literal["uintptr_t"], value: Cells, /) -> SupportsInt: ...
     def from_buffer(
         self, cdecl: Literal["uint64_t[]", "uint8_t[]"], buffer: Buffer, /
     ) -> Cells: ...

@@ -7,15 +7,17 @@ a file nor the zero page: it has contents that nobody else can supply.
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from array import array
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Final, Self
 
 from precopy._native import ffi, lib
 from precopy.errors import KernelError, TaskVanished
-from precopy.ids import Pid
+from precopy.ids import PAGE_BYTES, Pid
 from precopy.page_set import PageSet
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ CHUNK_BYTES: Final = 64 << 20
 WHOLE_RANGES: Final = 1 << 62
 # For each list; they grow when they must.
 BOUNDARIES_AT_FIRST: Final = 1 << 14
+# Of the huge pages that PAGEMAP_SCAN calls so: a page middle directory's, on x86-64.
+HUGE_BYTES: Final = 2 << 20
+_FRAME_BITS: Final = 55  # of an entry: Documentation/admin-guide/mm/pagemap.rst
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,7 @@ class Pages:
     swapped: PageSet = PageSet.EMPTY
     guarded: PageSet = PageSet.EMPTY  # MADV_GUARD_INSTALL
     lost: PageSet = PageSet.EMPTY  # where the check failed: nothing is known of these
+    absent: PageSet = PageSet.EMPTY  # neither present nor swapped; soft_dirty() only
 
     def __or__(self, other: Pages) -> Pages:
         return Pages(
@@ -46,6 +52,7 @@ class Pages:
             swapped=self.swapped | other.swapped,
             guarded=self.guarded | other.guarded,
             lost=self.lost | other.lost,
+            absent=self.absent | other.absent,
         )
 
 
@@ -98,7 +105,7 @@ class Pagemap:
         how = (
             (lib.PAGE_SCAN_PROTECT if protect else 0)
             | (lib.PAGE_SCAN_CHECK if check else 0)
-            | (lib.PAGE_SCAN_GUARDS if self._knows_guards else 0)
+            | self._guards()
         )
         return self._run(
             lib.page_scan_run, "ioctl PAGEMAP_SCAN", ranges, how, chunk_bytes
@@ -120,8 +127,31 @@ class Pagemap:
         pages = self._run(lib.page_scan_run, call, ranges, how, chunk_bytes)
         return pages.written, pages.lost
 
+    def soft_dirty(self, ranges: Iterable[tuple[int, int]]) -> Pages:
+        """What is marked soft-dirty in ``ranges``, and what is not there.
+
+        Fills ``written``, with pages of files among them, ``absent``, where a zero page
+        counts as absent, and ``guarded``. Errors as for scan().
+        """
+        how = lib.PAGE_SCAN_SOFT_DIRTY | self._guards()
+        call = "ioctl PAGEMAP_SCAN"
+        pages = self._run(lib.page_scan_run, call, ranges, how, WHOLE_RANGES)
+        return replace(
+            pages, own=PageSet.EMPTY, absent=pages.absent | self._huge_zeros(pages.own)
+        )
+
+    def _huge_zeros(self, huge: PageSet) -> PageSet:
+        """Where among huge pages the huge zero page is: when read, it is no own one."""
+        blocks = [at for start, end in huge for at in range(start, end, HUGE_BYTES)]
+        firsts = self.listed([(at, at + PAGE_BYTES) for at in blocks]).own
+        own = PageSet.of((at, at + HUGE_BYTES) for at in firsts.addresses())
+        return huge - own
+
     def listed(self, ranges: Iterable[tuple[int, int]]) -> Pages:
-        """The same by reading, on every kernel; zero pages count as own pages.
+        """The same by reading, on every kernel; ``written`` is what is soft-dirty.
+
+        Where we may not see page frame numbers (CAP_SYS_ADMIN) zero pages count as own
+        pages, and as written all that may be one.
 
         Time and not memory grows with the ranges: 1 ms or so per GiB that is mapped,
         whether it is populated or not.
@@ -139,6 +169,9 @@ class Pagemap:
                 self.can_scan = False
         return self.listed(ranges).own
 
+    def _guards(self) -> int:
+        return lib.PAGE_SCAN_GUARDS if self._knows_guards else 0
+
     def _run(
         self,
         function: Callable[[PageScan], int],
@@ -150,6 +183,7 @@ class Pagemap:
         bounds = array("Q", [bound for run in ranges for bound in run])
         scan = ffi.new("struct page_scan *")
         scan.pagemap, scan.how, scan.chunk_bytes = self._fd, how, chunk_bytes
+        scan.zero_frame = _zero_frame()
         # The view keeps the array alive, and the scan has only a pointer.
         view = ffi.from_buffer("uint64_t[]", bounds)
         scan.ranges, scan.range_count = view, len(bounds)
@@ -166,7 +200,7 @@ class Pagemap:
 class _Lists:
     """Room for what a scan finds, kept from one scan to the next."""
 
-    NAMES: Final = ("own", "written", "swapped", "guarded", "lost")
+    NAMES: Final = ("own", "written", "swapped", "guarded", "lost", "absent")
 
     def __init__(self) -> None:
         self._rooms = {
@@ -198,3 +232,17 @@ class _Lists:
         if not runs.count:
             return PageSet.EMPTY
         return PageSet.from_boundaries(self._rooms[name][: runs.count])
+
+
+@cache
+def _zero_frame() -> int:
+    """The page frame number of the zero page; 0 where we may not know.
+
+    It is mapped wherever anonymous memory was read and never written.
+    """
+    with mmap.mmap(-1, PAGE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory[0]  # reading is what maps it
+        with open("/proc/self/pagemap", "rb", 0) as pagemap:
+            address = int(ffi.cast("uintptr_t", ffi.from_buffer("uint8_t[]", memory)))
+            entry = os.pread(pagemap.fileno(), 8, address // PAGE_BYTES * 8)
+    return int.from_bytes(entry, "little") & ((1 << _FRAME_BITS) - 1)

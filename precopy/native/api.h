@@ -45,6 +45,10 @@ enum page_scan_how {
     PAGE_SCAN_CHECK = 2,    // ranges without asynchronous write-protection are lost
     PAGE_SCAN_GUARDS = 4,   // the kernel knows guard pages
     PAGE_SCAN_QUICK = 8,    // only find what is not protected, there or not: `written`
+    // Only find pages that are marked soft-dirty (`written`, with pages of files among
+    // them), and where nothing is (`absent`). `own` are huge pages without a mark: one
+    // may be the huge zero page, which is not told from others before Linux 6.17.
+    PAGE_SCAN_SOFT_DIRTY = 16,
 };
 
 struct page_scan {
@@ -55,12 +59,14 @@ struct page_scan {
     uint64_t chunk_bytes;    // what one call to the kernel looks at, at least
     uint64_t index;          // where to go on; 0, 0 to begin
     uint64_t address;
+    uint64_t zero_frame;  // where the zero page is in memory; 0 if that is not known
     // Found so far, each a page set if the ranges are in order.
     struct run_list own;      // present or swapped, neither a file's nor the zero page
     struct run_list written;  // those of them that were written since protected
     struct run_list swapped;  // those of them that are not present
     struct run_list guarded;  // guard pages
     struct run_list lost;     // ranges of which nothing is known: see PAGE_SCAN_CHECK
+    struct run_list absent;   // with PAGE_SCAN_SOFT_DIRTY: neither present nor swapped
 };
 
 // PAGEMAP_SCAN over all ranges. 0 when done, 1 when a list may be full: give it a
@@ -70,8 +76,9 @@ int64_t page_scan_run(struct page_scan *scan);
 // 0 if the kernel's PAGEMAP_SCAN knows guard pages, else -errno.
 int64_t page_scan_knows_guards(int32_t pagemap);
 
-// The same by read(2), which every kernel has: fills own, swapped and guarded. Cannot
-// tell the zero page from an own page.
+// The same by read(2), which every kernel has: fills own, swapped and guarded, and
+// `written` with own pages that are marked soft-dirty. Without zero_frame it cannot tell
+// the zero page from an own page; it then counts as written whatever may be one.
 int64_t page_list_run(struct page_scan *scan);
 
 // ---- uffd.c

@@ -17,6 +17,8 @@ enum {
     PAGE_IS_PRESENT = 1 << 3,
     PAGE_IS_SWAPPED = 1 << 4,
     PAGE_IS_PFNZERO = 1 << 5,
+    PAGE_IS_HUGE = 1 << 6,
+    PAGE_IS_SOFT_DIRTY = 1 << 7,
     PAGE_IS_GUARD = 1 << 8,
 };
 
@@ -43,14 +45,31 @@ static int is_full(const struct run_list *list, uint64_t runs) {
 static int any_is_full(const struct page_scan *scan, uint64_t runs) {
     return is_full(&scan->own, runs) || is_full(&scan->written, runs) ||
            is_full(&scan->swapped, runs) || is_full(&scan->guarded, runs) ||
-           is_full(&scan->lost, runs);
+           is_full(&scan->lost, runs) || is_full(&scan->absent, runs);
 }
 
 static void append(struct run_list *list, uint64_t start, uint64_t end) {
     runs_append(list->bounds, &list->count, start, end);
 }
 
+static void note_soft_dirty(struct page_scan *scan, const struct region *region) {
+    uint64_t there = region->categories & (PAGE_IS_PRESENT | PAGE_IS_SWAPPED);
+    if (region->categories & PAGE_IS_GUARD)
+        append(&scan->guarded, region->start, region->end);
+    // The zero page is no page of its own: what was here before it has gone.
+    else if (!there || region->categories & PAGE_IS_PFNZERO)
+        append(&scan->absent, region->start, region->end);
+    else if (region->categories & PAGE_IS_SOFT_DIRTY)
+        append(&scan->written, region->start, region->end);
+    else if (region->categories & PAGE_IS_HUGE)
+        append(&scan->own, region->start, region->end);
+}
+
 static void note(struct page_scan *scan, const struct region *region) {
+    if (scan->how & PAGE_SCAN_SOFT_DIRTY) {
+        note_soft_dirty(scan, region);
+        return;
+    }
     if (scan->how & PAGE_SCAN_QUICK) {
         append(&scan->written, region->start, region->end);
         return;
@@ -87,6 +106,15 @@ static struct scan_arguments what_to_find(const struct page_scan *scan) {
         // With exactly these masks the kernel looks at one bit of each entry, which is
         // ten times as fast (fs/proc/task_mmu.c, pagemap_scan_pmd_entry()).
         arguments.category_mask = arguments.return_mask = PAGE_IS_WRITTEN;
+        return arguments;
+    }
+    if (scan->how & PAGE_SCAN_SOFT_DIRTY) {
+        // PAGE_IS_FILE is not asked for: it costs a look at each page's description.
+        arguments.category_inverted = PAGE_IS_PRESENT;
+        arguments.category_anyof_mask =
+            PAGE_IS_SOFT_DIRTY | PAGE_IS_PRESENT | PAGE_IS_PFNZERO | PAGE_IS_HUGE;
+        arguments.return_mask = arguments.category_anyof_mask | PAGE_IS_SWAPPED |
+                                (scan->how & PAGE_SCAN_GUARDS ? PAGE_IS_GUARD : 0);
         return arguments;
     }
     // Protection is asked for pages that are there, and not for the others: each would
@@ -171,9 +199,31 @@ int64_t page_scan_knows_guards(int32_t pagemap) {
     return ioctl(pagemap, PAGEMAP_SCAN, &arguments) < 0 ? -errno : 0;
 }
 
+// An entry as read: Documentation/admin-guide/mm/pagemap.rst.
+static const uint64_t PRESENT = 1ull << 63, SWAPPED = 1ull << 62,
+                      FILE_OR_SHARED = 1ull << 61, GUARD = 1ull << 58,
+                      MAPPED_ONCE = 1ull << 56, SOFT_DIRTY = 1ull << 55,
+                      FRAME = (1ull << 55) - 1;
+
+static void note_entry(struct page_scan *scan, uint64_t entry, uint64_t at) {
+    uint64_t end = at + PAGE_BYTES;
+    if (entry & GUARD) {
+        append(&scan->guarded, at, end);
+        return;
+    }
+    if (!(entry & (PRESENT | SWAPPED)) || entry & FILE_OR_SHARED)
+        return;
+    if (scan->zero_frame && entry & PRESENT && (entry & FRAME) == scan->zero_frame)
+        return;
+    append(&scan->own, at, end);
+    int may_be_zero_page = entry & PRESENT && !scan->zero_frame && !(entry & MAPPED_ONCE);
+    if (entry & SOFT_DIRTY || may_be_zero_page)
+        append(&scan->written, at, end);
+    if (entry & SWAPPED)
+        append(&scan->swapped, at, end);
+}
+
 int64_t page_list_run(struct page_scan *scan) {
-    static const uint64_t PRESENT = 1ull << 63, SWAPPED = 1ull << 62,
-                          FILE_OR_SHARED = 1ull << 61, GUARD = 1ull << 58;
     uint64_t entries[REGIONS_MAX];
     for (; scan->index < scan->range_count; scan->index += 2, scan->address = 0) {
         if (scan->address == 0)
@@ -188,16 +238,10 @@ int64_t page_list_run(struct page_scan *scan) {
                 return -errno;
             if (got == 0)
                 return -ESRCH;
-            for (uint64_t i = 0; i < (uint64_t)got / sizeof *entries; i++) {
-                uint64_t entry = entries[i], at = scan->address + i * PAGE_BYTES;
-                if (entry & GUARD)
-                    append(&scan->guarded, at, at + PAGE_BYTES);
-                else if (entry & (PRESENT | SWAPPED) && !(entry & FILE_OR_SHARED))
-                    append(&scan->own, at, at + PAGE_BYTES);
-                if (entry & SWAPPED && !(entry & (GUARD | FILE_OR_SHARED)))
-                    append(&scan->swapped, at, at + PAGE_BYTES);
-            }
-            scan->address += (uint64_t)got / sizeof *entries * PAGE_BYTES;
+            uint64_t count = (uint64_t)got / sizeof *entries;
+            for (uint64_t i = 0; i < count; i++)
+                note_entry(scan, entries[i], scan->address + i * PAGE_BYTES);
+            scan->address += count * PAGE_BYTES;
         }
     }
     return 0;

@@ -1,9 +1,11 @@
 """Which pages did the process write since we last asked? A port with adapters.
 
-``everything`` says all of them; ``uffd_wp`` lets the kernel note first writes. The
-former is what the latter is tested against.
+``everything`` says all of them; ``uffd_wp`` and ``soft_dirty`` let the kernel note
+first writes. The former is what the others are tested against.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,16 +28,15 @@ class Written:
     dropped: PageSet = PageSet.EMPTY
 
 
+# Stops every thread of the process, and lets them go on at the end of the block.
+Pause = Callable[[], AbstractContextManager[None]]
+
+
 class DirtyTracker(Protocol):
     """Follows the writes of one process from the first take to the last."""
 
     @property
     def name(self) -> str: ...
-
-    @property
-    def needs_pause(self) -> bool:
-        """Reading and clearing are not one step: stop the tree around take()."""
-        ...
 
     def take(self, space: AddressSpace, *, final: bool = False) -> Written:
         """The pages written since the last take; at first, all that are there.

@@ -14,7 +14,6 @@ class EverythingTracker:
     """Reports every own page each time, and what was reported and is no more."""
 
     name: Final = "everything"
-    needs_pause: Final = False
 
     def __init__(self, pid: Pid) -> None:
         self._pid = pid

@@ -70,7 +70,6 @@ class UffdWpTracker:
     """
 
     name: Final = "uffd-wp"
-    needs_pause: Final = False
     # For userfaultfd(2), called by the process. User mode only: anybody may then, and
     # asynchronous protection notes writes by the kernel all the same.
     FLAGS: Final = os.O_CLOEXEC | os.O_NONBLOCK | UFFD_USER_MODE_ONLY

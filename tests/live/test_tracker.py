@@ -7,12 +7,16 @@ the shadow's. To replay one: pytest 'tests/live/test_tracker.py' -k 'SEED and â€
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final
 
 import pytest
 
+from migrate.brake import Brake
+from migrate.kernel import probes
+from migrate.kernel.blocked_syscalls import Sleepers
 from precopy.address_space import AddressSpace, AddressSpaceChange, Vma
 from precopy.ids import PAGE_BYTES, Pid
 from precopy.page_set import PageSet
@@ -21,6 +25,7 @@ from precopy.rounds import split_dropped
 from precopy.task_memory import TaskMemory
 from precopy.tracker import DirtyTracker
 from precopy.tracker.everything import EverythingTracker
+from precopy.tracker.soft_dirty import SoftDirtyTracker
 from precopy.tracker.uffd_wp import UffdWpTracker
 from tests.live.targets import Target, compiled
 
@@ -122,15 +127,38 @@ class Journey:
         return found
 
 
-def follow_with_uffd_wp(target: Target) -> UffdWpTracker:
-    return UffdWpTracker(target.pid, target.uffd())
+@contextmanager
+def follow_with_uffd_wp(target: Target) -> Iterator[DirtyTracker]:
+    require(probes.userfaultfd_wp_async())
+    with UffdWpTracker(target.pid, target.uffd()) as tracker:
+        yield tracker
 
 
-def follow_with_everything(target: Target) -> EverythingTracker:
-    return EverythingTracker(target.pid)
+@contextmanager
+def follow_with_soft_dirty(target: Target) -> Iterator[DirtyTracker]:
+    require(probes.soft_dirty())
+    with Brake(target.pid, Sleepers(target.pid)) as brake:
+        with SoftDirtyTracker(target.pid, brake.holding) as tracker:
+            yield tracker
 
 
-Follow = Callable[[Target], UffdWpTracker | EverythingTracker]
+@contextmanager
+def follow_with_everything(target: Target) -> Iterator[DirtyTracker]:
+    with EverythingTracker(target.pid) as tracker:
+        yield tracker
+
+
+Follow = Callable[[Target], AbstractContextManager[DirtyTracker]]
+FOLLOW: Final[dict[str, Follow]] = {
+    "uffd_wp": follow_with_uffd_wp,
+    "soft_dirty": follow_with_soft_dirty,
+}
+
+
+def require(finding: probes.Finding) -> None:
+    """Skip where the kernel does not have it."""
+    if not finding:
+        pytest.skip(finding.why_not)
 
 
 def journey(churn: Path, seed: int, follow: Follow) -> list[str]:
@@ -159,10 +187,13 @@ def journey(churn: Path, seed: int, follow: Follow) -> list[str]:
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, SEEDS_A_TEST))
-def test_the_destination_equals_the_frozen_source(churn: Path, first: int) -> None:
-    """Followed by uffd_wp, in every page of every private mapping."""
+@pytest.mark.parametrize("tracker", FOLLOW)
+def test_the_destination_equals_the_frozen_source(
+    churn: Path, tracker: str, first: int
+) -> None:
+    """In every page of every private mapping."""
     for seed in range(first, first + SEEDS_A_TEST):
-        assert journey(churn, seed, follow_with_uffd_wp) == [], f"seed {seed}"
+        assert journey(churn, seed, FOLLOW[tracker]) == [], f"seed {seed}"
 
 
 def test_the_oracle_is_right_by_the_same_measure(churn: Path) -> None:

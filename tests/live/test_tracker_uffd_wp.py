@@ -4,7 +4,6 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
 import pytest
 
@@ -15,57 +14,25 @@ from precopy.page_set import PageSet
 from precopy.tracker import Written
 from precopy.tracker.everything import EverythingTracker
 from precopy.tracker.uffd_wp import UffdWpTracker
-from tests.live.targets import Target, compiled
-
-BASE: Final = 0x1000_0000_0000
-MIB: Final = 1 << 20
-
-# x86-64: <asm/unistd_64.h>, and <linux/mman.h>
-READ, CLOSE, MMAP, MPROTECT, MUNMAP, MADVISE, EXECVE = 0, 3, 9, 10, 11, 28, 59
-MREMAP, MEMFD_CREATE, FTRUNCATE = 25, 319, 77
-RW, NONE = 3, 0
-MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS, MAP_NORESERVE = 1, 2, 16, 32, 0x4000
-MADV_DONTNEED, MADV_HUGEPAGE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE = 4, 14, 102, 103
-
-
-class Obedient(Target):
-    """A program that does to its memory what it is told."""
-
-    def call(self, number: int, *arguments: int) -> int:
-        padded = [*arguments, *[0] * (6 - len(arguments))]
-        self.tell(b"s " + " ".join(map(str, [number, *padded])).encode() + b"\n")
-        return self.answer()
-
-    def map(
-        self,
-        start: int,
-        pages: int,
-        flags: int = MAP_PRIVATE,
-        *,
-        fd: int = -1,
-        first: int = 0,
-    ) -> None:
-        """Map pages, of the file ``fd`` from its page ``first`` on if one is given."""
-        flags |= MAP_FIXED | (MAP_ANONYMOUS if fd < 0 else 0)
-        length, offset = pages * PAGE_BYTES, first * PAGE_BYTES
-        assert self.call(MMAP, start, length, RW, flags, fd, offset) == start
-
-    def write(self, start: int, pages: int = 1, value: int = 1) -> None:
-        self.tell(f"w {start} {pages} {PAGE_BYTES} {value}\n".encode())
-        assert self.answer() == 0
-
-    def look(self, address: int) -> int:
-        self.tell(f"r {address}\n".encode())
-        return self.answer()
-
-    def advise(self, start: int, pages: int, advice: int) -> int:
-        return self.call(MADVISE, start, pages * PAGE_BYTES, advice)
-
-    def file(self, pages: int) -> int:
-        """The number of a descriptor of so many pages."""
-        fd = self.call(MEMFD_CREATE, self.space().vmas[0].start, 0)
-        assert fd >= 0 and self.call(FTRUNCATE, fd, pages * PAGE_BYTES) == 0
-        return fd
+from tests.live.targets import compiled
+from tests.live.targets.obedient import (
+    BASE,
+    CLOSE,
+    EXECVE,
+    MADV_DONTNEED,
+    MADV_GUARD_INSTALL,
+    MADV_GUARD_REMOVE,
+    MADV_HUGEPAGE,
+    MAP_NORESERVE,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    MIB,
+    MREMAP,
+    MUNMAP,
+    Obedient,
+    at,
+    run,
+)
 
 
 class Followed:
@@ -103,14 +70,6 @@ def followed(target: Obedient) -> Iterator[Followed]:
     with UffdWpTracker(target.pid, target.uffd()) as tracker:
         assert target.call(CLOSE, target.uffd_number) == 0
         yield Followed(target, tracker)
-
-
-def run(first: int, last: int) -> PageSet:
-    return PageSet.of([(at(first), at(last))])
-
-
-def at(page: int) -> int:
-    return BASE + page * PAGE_BYTES
 
 
 def page_table_bytes(target: Obedient) -> int:

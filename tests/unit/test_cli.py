@@ -78,7 +78,7 @@ def test_every_option_reaches_the_move() -> None:
     assert options.dry_run
 
 
-@pytest.mark.parametrize("given", ["--streams 2", "--tracker soft-dirty"])
+@pytest.mark.parametrize("given", ["--streams 2"])
 def test_what_is_not_there_yet_is_refused(
     given: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
