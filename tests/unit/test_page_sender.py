@@ -81,7 +81,7 @@ def talk(
         undo.callback(destination.join)
         undo.callback(channel.shutdown)
         channel.expect(m.Welcome)
-        channel.send(m.Hello(1, bytes(16)))
+        channel.send(m.Hello(m.VERSION_MAX, bytes(16)))
         channel.send(m.Offer(b"outline", OPTIONS))
         channel.expect(m.OfferAccepted)
         sender = PageSender(channel, pause, compress=compress, rate_bytes_per_s=rate)
@@ -192,7 +192,7 @@ def test_leaving_does_not_wait_for_a_peer_that_reads_nothing() -> None:
         with channel:
             far.send(m.Welcome.ours("test"))
             channel.expect(m.Welcome)
-            channel.send(m.Hello(1, bytes(16)))
+            channel.send(m.Hello(m.VERSION_MAX, bytes(16)))
             far.expect(m.Hello)
             channel.send(m.Offer(b"outline", OPTIONS))
             far.expect(m.Offer)
