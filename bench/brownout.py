@@ -180,12 +180,12 @@ def _plots(results: Sequence[Result]) -> list[Plot]:
             f"brownout-{number}",
             f"Latency: {result['workload']}",
             "percentile",
-            "seconds",
+            "ms",
             tuple(
                 Series(
                     name,
                     tuple(
-                        Point(of, value, value, value)
+                        Point(of, *(3 * [value * 1e3]))
                         for of in PERCENTS
                         if (value := result["phases"][name][f"p{of:g}_s"]) is not None
                     ),

@@ -130,7 +130,7 @@ def _table(results: Sequence[Result]) -> Table:
 
 
 def _plots(results: Sequence[Result]) -> list[Plot]:
-    def by(figure: str, said: str) -> tuple[Series, ...]:
+    def by(figure: str, said: str, unit: float) -> tuple[Series, ...]:
         return tuple(
             Series(
                 f"{in_bits(link)}: {said}",
@@ -138,7 +138,8 @@ def _plots(results: Sequence[Result]) -> list[Plot]:
                     [r for r in results if r["link_bytes_per_s"] == link],
                     "write_rate_bytes_per_s",
                     figure,
-                    scale=MIB,
+                    x_unit=MIB,
+                    y_unit=unit,
                 ),
             )
             for link in dict.fromkeys(r["link_bytes_per_s"] for r in results)
@@ -150,15 +151,15 @@ def _plots(results: Sequence[Result]) -> list[Plot]:
             "convergence",
             "Downtime by write rate",
             x_label,
-            "seconds",
-            by("downtime_s", "downtime"),
+            "ms",
+            by("downtime_s", "downtime", 1e-3),
         ),
         Plot(
             "convergence-total",
             "A whole move by write rate",
             x_label,
             "seconds",
-            by("total_s", "in all"),
+            by("total_s", "in all", 1),
         ),
     ]
 

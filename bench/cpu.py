@@ -111,7 +111,7 @@ def _median(result: Result, name: str) -> str:
 
 def _plots(results: Sequence[Result]) -> list[Plot]:
     series = tuple(
-        Series(said, points(results, "size_bytes", name, scale=MIB))
+        Series(said, points(results, "size_bytes", name, x_unit=MIB))
         for name, said in (
             ("source_cpu_s_per_gib", "source"),
             ("destination_cpu_s_per_gib", "destination"),

@@ -172,26 +172,35 @@ def _table(results: Sequence[Result]) -> Table:
 
 
 def _plots(results: Sequence[Result]) -> list[Plot]:
-    kinds = dict.fromkeys(
-        (result["write_rate_bytes_per_s"], result["pages"]) for result in results
-    )
-    series: list[Series] = []
-    for kind in kinds:
-        ours = [r for r in results if (r["write_rate_bytes_per_s"], r["pages"]) == kind]
-        name = f"{size(kind[0])}/s, {kind[1]}"
-        for figure, said in (("downtime_s", "ours"), ("heartbeat_gap_s", "its own")):
-            found = points(ours, "size_bytes", figure, scale=MIB)
-            series.append(Series(f"{name}: {said}", found))
     return [
-        Plot(
-            "downtime",
-            "Downtime by size",
-            "memory, MiB",
-            "seconds",
-            tuple(series),
-            logarithmic_x=True,
-        )
+        _plot(results, "downtime", "downtime_s", "Downtime"),
+        _plot(results, "heartbeat", "heartbeat_gap_s", "The longest gap that it saw"),
     ]
+
+
+def _plot(results: Sequence[Result], name: str, figure: str, title: str) -> Plot:
+    kinds = dict.fromkeys((r["write_rate_bytes_per_s"], r["pages"]) for r in results)
+    series = tuple(
+        Series(
+            f"{size(rate)}/s of writes, {pages} pages",
+            points(
+                [
+                    result
+                    for result in results
+                    if (result["write_rate_bytes_per_s"], result["pages"])
+                    == (rate, pages)
+                ],
+                "size_bytes",
+                figure,
+                x_unit=MIB,
+                y_unit=1e-3,
+            ),
+        )
+        for rate, pages in kinds
+    )
+    return Plot(
+        name, f"{title}, by size", "memory, MiB", "ms", series, logarithmic_x=True
+    )
 
 
 DOWNTIME: Final = Measurement(

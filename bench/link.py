@@ -124,7 +124,7 @@ def _plots(results: Sequence[Result]) -> list[Plot]:
                 [r for r in results if r["write_rate_bytes_per_s"] == of],
                 "link_bytes_per_s",
                 "total_s",
-                scale=MBIT,
+                x_unit=MBIT,
             ),
         )
         for of in dict.fromkeys(r["write_rate_bytes_per_s"] for r in results)

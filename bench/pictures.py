@@ -47,6 +47,7 @@ def draw(plot: Plot, folder: Path) -> Path:
         axes.set_ylim(bottom=0)
         if plot.logarithmic_x and _has_x_above_zero(plot):
             axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter("{x:g}")
         axes.grid(visible=True, alpha=0.3)
         if any(series.points for series in plot.series):
             axes.legend(fontsize="small")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from bench.figures import Result, Summary
 from migrate.report import seconds, size
@@ -90,16 +90,13 @@ def failures(result: Result) -> str:
 
 
 def points(
-    results: Sequence[Result], x: str, y: str, *, scale: float = 1.0
+    results: Sequence[Result], x: str, y: str, *, x_unit: float = 1, y_unit: float = 1
 ) -> tuple[Point, ...]:
-    """Of results that have a summary under ``y``; ``scale`` is what x is divided by."""
+    """Of results that have a summary under ``y``, in units that people like to read."""
     found: list[Point] = []
     for result in results:
-        summary: dict[str, Any] | None = result[y]
+        summary: Summary | None = result[y]
         if summary is not None:
-            found.append(
-                Point(
-                    result[x] / scale, summary["median"], summary["min"], summary["max"]
-                )
-            )
+            values = (summary[of] / y_unit for of in ("median", "min", "max"))
+            found.append(Point(result[x] / x_unit, *values))
     return tuple(sorted(found, key=lambda point: point.x))

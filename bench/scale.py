@@ -86,11 +86,11 @@ def _table(results: Sequence[Result]) -> Table:
 def _plots(results: Sequence[Result]) -> list[Plot]:
     plain, *others = results
     series = tuple(
-        Series(name, points([plain, *more], name, "downtime_s"))
+        Series(name, points([plain, *more], name, "downtime_s", y_unit=1e-3))
         for name in ("threads", "files", "vmas")
         if (more := [other for other in others if other[name] != plain[name]])
     )
-    return [Plot("scale", "Downtime by number", "how many", "seconds", series)]
+    return [Plot("scale", "Downtime by number", "how many", "ms", series)]
 
 
 SCALE: Final = Measurement(
