@@ -143,8 +143,8 @@ class CompressionChooser:
     time, because packing, the link and the other side's work overlap. Without packing,
     now and then one batch is packed all the same: how fast that went and what it gained
     says whether a trial is worth it. While packing, not to pack is tried. Trials that
-    fail become rare. At first, and right after a change, the buffers of the link fill
-    or drain, and what is measured then says nothing.
+    fail become rare. Whenever batches begin to go unpacked, the buffers of the link
+    take in the first of them, and how fast that goes says nothing.
     """
 
     _WINDOW_BYTES: Final = 8 << 20
@@ -153,7 +153,10 @@ class CompressionChooser:
     _SETTLE_BYTES: Final = 8 << 20
     _SETTLE_MAX_S: Final = 0.100
     _GAIN_MIN: Final = 1.05
-    _WAIT_MAX: Final = 64  # windows between two trials
+    # Packers compete with all else for the processors.
+    _PROMISE_MIN: Final = 1.5
+    _WAIT_WON: Final = 16  # windows between two trials, after one that went well,
+    _WAIT_MAX: Final = 64  # and after many that did not
     _WEIGHT: Final = 0.3  # of the newest measurement
 
     def __init__(self, allowed: frozenset[Codec], *, packers: int = 1) -> None:
@@ -213,7 +216,7 @@ class CompressionChooser:
         rate = self._rates[Codec.NONE]
         packed_rate = self._packers * sample.bytes_raw / max(sample.pack_s, 1e-9)
         link_rate = rate * sample.bytes_raw / sample.bytes_wire
-        if min(packed_rate, link_rate) > self._GAIN_MIN * rate:
+        if packed_rate > self._PROMISE_MIN * rate and link_rate > self._GAIN_MIN * rate:
             self._try(Codec.ZSTD)
         else:
             self._wait_longer()
@@ -225,7 +228,7 @@ class CompressionChooser:
             self._rates[codec] = rate
             other = Codec.NONE if codec is Codec.ZSTD else Codec.ZSTD
             if rate > self._GAIN_MIN * self._rates[other]:
-                self._wait = self._windows_left = 1
+                self._wait = self._windows_left = self._WAIT_WON
                 return
             self._wait_longer()
             self._switch(other)
@@ -255,6 +258,7 @@ class CompressionChooser:
 
     def _restart(self) -> None:
         """Measure anew, with the next batch."""
-        self._settling_bytes = self._SETTLE_BYTES
+        packs = self._codec is Codec.ZSTD
+        self._settling_bytes = 0 if packs else self._SETTLE_BYTES
         self._window_bytes = 0
         self._since_s = None
