@@ -80,7 +80,7 @@ def figures(trials: Sequence[Trial], failed: Sequence[str]) -> Result:
         **summaries(
             samples,
             *("downtime_s", "heartbeat_gap_s", "precopy_gap_s"),
-            *("frozen_s", "pause_s", "total_s"),
+            *("frozen_s", "pause_s", "total_s", "command_s"),
         ),
         "downtime_parts_s": parts(trials),
         "samples": samples,
