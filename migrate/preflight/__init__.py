@@ -9,7 +9,7 @@ process must not shed by moving what confines it here: where a confinement canno
 carried, or not even be seen (Landlock), it stays.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
 from migrate import strangers
@@ -21,6 +21,7 @@ from migrate.preflight.subject import Subject
 from precopy.errors import KernelError, TaskVanished
 from precopy.ids import Pid
 
+_ASK_AGAIN_MAX: Final = 100  # a program may start and end threads without a pause
 # Parents that take the end of a child as it comes.
 _SHELLS_AND_INITS: Final = frozenset({"init", "systemd", "sh", "bash", "dash", "zsh"})
 
@@ -87,8 +88,23 @@ def notes(pid: Pid) -> list[str]:
 def _kinds(pid: Pid) -> Iterator[Reason]:
     """What the kinds of a process and of its tasks have against it."""
     for process_kind in table.process_kinds():
-        for message in process_kind.refuse(pid):
+        for message in _asked(process_kind.refuse, pid):
             yield Reason(process_kind.KIND.name, message, pid)
     for task_kind in table.task_kinds():
-        for message in task_kind.refuse(pid):
+        for message in _asked(task_kind.refuse, pid):
             yield Reason(task_kind.KIND.name, message, pid)
+
+
+def _asked(refuse: Callable[[Pid], list[str]], pid: Pid) -> list[str]:
+    """What a kind says, asked again where only a thread has ended meanwhile.
+
+    Raises:
+        TaskVanished: the process has ended.
+    """
+    for _ in range(_ASK_AGAIN_MAX):
+        try:
+            return refuse(pid)
+        except TaskVanished:
+            if procfs.stat(pid).state in "ZX":
+                raise
+    return refuse(pid)
