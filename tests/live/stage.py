@@ -148,6 +148,7 @@ class Actor:
     def __init__(self, process: HostProcess, program: Workload) -> None:
         self.process = process
         self.program = program
+        eventually(lambda: program.status().beats > 0, "the first thread has begun")
         eventually(lambda: _threads_have_begun(process.pid), "all threads have begun")
         self.before = Condition.of(process.pid)
 
@@ -207,7 +208,7 @@ class Stage:
             try:
                 yield Actor(process, asked)
             finally:
-                self._clear()
+                self.clear()
 
     def run(self, *arguments: str, host: Host | None = None) -> Ended:
         """``migrate ARGUMENTS --json`` on a, to its end."""
@@ -227,7 +228,7 @@ class Stage:
         """The process on b that receives the arrival of now; the caller closes it."""
         for pid in self._processes(self.b):
             if b"arrive" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
-                return self.b.process(_inside(pid))
+                return self.b.process(inside(pid))
         raise AssertionError("nobody receives anything")
 
     def assert_nothing_left(self, actor: Actor | None = None) -> None:
@@ -249,7 +250,7 @@ class Stage:
                 assert there.verify(), there.status().faults
             arrived.kill()
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
         """End all that has come to the hosts since the beginning."""
         for host, rest in zip((self.a, self.b), self._at_rest, strict=True):
             for pid in self._processes(host) - rest:
@@ -288,7 +289,7 @@ def _threads_have_begun(pid: int) -> bool:
     return not any(int(mask, 16) & _LIBRARY_SIGNALS for mask in masks)
 
 
-def _inside(pid: int) -> int:
+def inside(pid: int) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
     (numbers,) = re.findall(r"^NSpid:\t(.*)$", status, re.MULTILINE)
     return int(numbers.split()[-1])

@@ -55,6 +55,14 @@ class Condition:
         home = Path("/proc") / str(pid)
         return cls(pid, {where: what for part in _PARTS for where, what in part(home)})
 
+    def untracked(self) -> "Condition":
+        """How it will look when nobody follows its writes any more (userfaultfd)."""
+        seen = {
+            where: what.replace(" uw", "") if where.startswith("flags ") else what
+            for where, what in self.seen.items()
+        }
+        return Condition(self.pid, seen)
+
     def assert_same_now(self) -> None:
         """It is as it was, and it runs: nobody traces it, nothing holds it."""
         now = Condition.of(self.pid)
