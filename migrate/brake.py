@@ -88,7 +88,7 @@ class Brake:
             self._thread.join()
 
     @contextmanager
-    def holding(self) -> Iterator[None]:
+    def holding(self) -> Iterator[Tracee]:
         """The process stands still in this block, whose length counts as a pause.
 
         From any thread; no block of this kind within another.
@@ -105,7 +105,7 @@ class Brake:
                 self._sleepers.remaining(tracee)
                 for tid in tracee.tids:
                     self._sleepers.cure(tracee, tid)
-                yield
+                yield tracee
             finally:
                 tracee.detach()
                 self._paused_s += time.monotonic() - began_s

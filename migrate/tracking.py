@@ -6,10 +6,11 @@ round needs nothing of the kernel, and ends well only for what is small or aslee
 """
 
 from migrate.errors import Reason
-from migrate.kernel import probes
+from migrate.kernel import probes, procfs
 from migrate.kernel.probes import Finding
 from migrate.kinds.kind import Source
 from migrate.options import TrackerChoice
+from precopy.address_space import AddressSpace
 from precopy.tracker import DirtyTracker, Pause
 from precopy.tracker.everything import EverythingTracker
 from precopy.tracker.soft_dirty import SoftDirtyTracker
@@ -39,7 +40,7 @@ def tracker(choice: TrackerChoice, source: Source, pause: Pause) -> DirtyTracker
         choice = _best()
     match choice:
         case TrackerChoice.UFFD_WP:
-            return _by_userfaultfd(source)
+            return _by_userfaultfd(source, pause)
         case TrackerChoice.SOFT_DIRTY:
             return SoftDirtyTracker(source.pid, pause)
         case _:
@@ -60,10 +61,15 @@ def _works(choice: TrackerChoice) -> Finding:
     return Finding(True)
 
 
-def _by_userfaultfd(source: Source) -> UffdWpTracker:
+def _by_userfaultfd(source: Source, pause: Pause) -> UffdWpTracker:
     fd = source.remote.syscall("userfaultfd", UffdWpTracker.FLAGS)
     try:
         uffd = source.pidfd.getfd(fd)
     finally:
         source.remote.syscall("close", fd)
-    return UffdWpTracker(source.pid, uffd)
+    parser = procfs.MapsParser()
+
+    def mappings() -> AddressSpace:
+        return procfs.read_maps(source.pid, parser)
+
+    return UffdWpTracker(source.pid, uffd, pause, mappings)

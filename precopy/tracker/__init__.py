@@ -29,7 +29,7 @@ class Written:
 
 
 # Stops every thread of the process, and lets them go on at the end of the block.
-Pause = Callable[[], AbstractContextManager[None]]
+Pause = Callable[[], AbstractContextManager[object]]
 
 
 class DirtyTracker(Protocol):

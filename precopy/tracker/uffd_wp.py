@@ -35,7 +35,7 @@ What is hard about it, and what we do:
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -45,7 +45,7 @@ from precopy.errors import GuardRegions, KernelError
 from precopy.ids import Pid
 from precopy.page_set import PageSet
 from precopy.pagemap import CHUNK_BYTES, WHOLE_RANGES, Pagemap, Pages
-from precopy.tracker import Written
+from precopy.tracker import Pause, Written
 
 UFFD_USER_MODE_ONLY: Final = 1  # linux/userfaultfd.h
 REGISTER_AGAIN_MAX: Final = 3
@@ -67,6 +67,11 @@ class UffdWpTracker:
 
     Owns ``uffd``, on which UFFDIO_API was not called yet. Closing it takes all
     registrations and protections back.
+
+    Mappings are registered whole, while the process stands still: a registration
+    that ended within a mapping would split it, and mremap(2) of what the program
+    takes for one would fail with EFAULT. ``pause`` makes it stand still, ``mappings``
+    says what is mapped at that moment.
     """
 
     name: Final = "uffd-wp"
@@ -74,9 +79,17 @@ class UffdWpTracker:
     # asynchronous protection notes writes by the kernel all the same.
     FLAGS: Final = os.O_CLOEXEC | os.O_NONBLOCK | UFFD_USER_MODE_ONLY
 
-    def __init__(self, pid: Pid, uffd: int) -> None:
+    def __init__(
+        self,
+        pid: Pid,
+        uffd: int,
+        pause: Pause,
+        mappings: Callable[[], AddressSpace],
+    ) -> None:
         self._pid = pid
         self._uffd = uffd
+        self._pause = pause
+        self._mappings = mappings
         try:
             self._pagemap = Pagemap(pid)
         except BaseException:
@@ -163,27 +176,26 @@ class UffdWpTracker:
     def _register_what_is_new(self, space: AddressSpace) -> PageSet:
         ours = space.our_ranges()
         new = ours - self._registered
-        failed = self._register(new)
-        # One mapping among several that touch may be beyond registering; the others
-        # are not, but UFFDIO_REGISTER takes all or nothing.
-        alone = (failed & PageSet.of([(vma.start, vma.end)]) for vma in space.vmas)
-        still = (
-            self._register(run for part in alone for run in part) if failed else failed
-        )
-        self._registered = ours - still
+        self._registered = ours - self._register(new)
         return new
 
-    def _register(self, ranges: Iterable[tuple[int, int]]) -> PageSet:
-        """Take ranges under our protection; those where that failed.
+    def _register(self, wanted: PageSet) -> PageSet:
+        """Take what is mapped there under our protection; where that failed.
 
-        Which error it was does not matter: mappings vanish while we look. All but the
-        failed ranges have no page that is protected.
+        Which error it was does not matter: what another userfaultfd holds cannot be
+        registered. But for the failed ranges, no page there is protected.
         """
-        failed = []
-        for start, end in ranges:
-            result = lib.uffd_register(self._uffd, start, end)
-            if result == -errno.EBADF:
-                raise KernelError("ioctl UFFDIO_REGISTER", self._pid, errno.EBADF)
-            if result < 0:
-                failed.append((start, end))
-        return PageSet.of(failed)
+        if not wanted:
+            return PageSet.EMPTY
+        done = []
+        with self._pause():
+            for vma in self._mappings().vmas:
+                whole = PageSet.of([(vma.start, vma.end)])
+                if not vma.is_ours or not whole & wanted:
+                    continue
+                result = lib.uffd_register(self._uffd, vma.start, vma.end)
+                if result == -errno.EBADF:
+                    raise KernelError("ioctl UFFDIO_REGISTER", self._pid, errno.EBADF)
+                if result == 0:
+                    done.append((vma.start, vma.end))
+        return wanted - PageSet.of(done)

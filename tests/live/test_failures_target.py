@@ -22,13 +22,7 @@ MID_ROUND = "round_progress"
 RESTLESS = [
     "maps",
     "threads",
-    pytest.param(
-        "remaps",
-        marks=pytest.mark.xfail(
-            reason="a mapping that comes while writes are being followed may be "
-            "followed in part; until the next round mremap(2) of it says EFAULT"
-        ),
-    ),
+    "remaps",
 ]
 CONTROL_ADDRESS = 0x100_0000_0000
 

@@ -26,8 +26,8 @@ from precopy.task_memory import TaskMemory
 from precopy.tracker import DirtyTracker
 from precopy.tracker.everything import EverythingTracker
 from precopy.tracker.soft_dirty import SoftDirtyTracker
-from precopy.tracker.uffd_wp import UffdWpTracker
 from tests.live.targets import Target, compiled
+from tests.live.targets.following import follow
 
 ZERO_PAGE: Final = bytes(PAGE_BYTES)
 
@@ -130,7 +130,7 @@ class Journey:
 @contextmanager
 def follow_with_uffd_wp(target: Target) -> Iterator[DirtyTracker]:
     require(probes.userfaultfd_wp_async())
-    with UffdWpTracker(target.pid, target.uffd()) as tracker:
+    with follow(target) as tracker:
         yield tracker
 
 

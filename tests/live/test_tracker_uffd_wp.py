@@ -15,6 +15,7 @@ from precopy.tracker import Written
 from precopy.tracker.everything import EverythingTracker
 from precopy.tracker.uffd_wp import UffdWpTracker
 from tests.live.targets import compiled
+from tests.live.targets.following import follow
 from tests.live.targets.obedient import (
     BASE,
     CLOSE,
@@ -67,7 +68,7 @@ def target(program: Path) -> Iterator[Obedient]:
 
 @pytest.fixture
 def followed(target: Obedient) -> Iterator[Followed]:
-    with UffdWpTracker(target.pid, target.uffd()) as tracker:
+    with follow(target) as tracker:
         assert target.call(CLOSE, target.uffd_number) == 0
         yield Followed(target, tracker)
 
@@ -278,7 +279,7 @@ def test_nothing_is_left_in_the_process(target: Obedient) -> None:
     """When the tracker closes, mappings are as they were: cut nowhere, not watched."""
     target.map(BASE, 8)
     before = target.space()
-    with UffdWpTracker(target.pid, target.uffd()) as tracker:
+    with follow(target) as tracker:
         assert target.call(CLOSE, target.uffd_number) == 0
         target.write(BASE, 8)
         tracker.take(target.space())
