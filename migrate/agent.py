@@ -6,7 +6,9 @@ process stands still. The agent itself reads no byte of what a peer sends.
 
 What has arrived belongs to nobody here. The agent may stop, crash and start again,
 and a process that was handed over runs on; what a worker left unfinished is
-killed, which loses nothing because it has never run (see ``arrival_leaf``).
+settled as its journal says (see ``recovery``). The agent also finishes what commands
+on this host left that were to move a process away, and asks where it is for as long as
+that is in doubt.
 """
 
 from __future__ import annotations
@@ -22,11 +24,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import trio
 
-from migrate import arrival_leaf
+from migrate import arrival_leaf, recovery
 from migrate.kernel.cgroups import NoUnifiedHierarchy
 from migrate.options import Peer
-from migrate.worker import COMMITTED
-from precopy.ids import Pid
+from migrate.recovery import Standing
+from migrate.state_directory import VARIABLE, CannotKeep, StateDirectory
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -38,6 +40,8 @@ Address: TypeAlias = tuple[socket.AddressFamily, tuple[Any, ...]]
 
 STOP_GRACE_S: Final = 15.0  # more than a roll-back takes; then a worker is killed
 BACKLOG: Final = 64
+LOOK_AGAIN_S: Final = 1.0  # for journals that have lost their keeper
+ASK_AGAIN_S: Final = (0.1, 5.0)  # about what is in doubt: at first, and at most
 
 
 class CannotListen(Exception):
@@ -47,8 +51,8 @@ class CannotListen(Exception):
 class Agent:
     """Listens until SIGTERM or SIGINT.
 
-    ``worker`` is a command that takes ``--socket-fd N --report-fd N`` and does what
-    ``worker.py`` does.
+    ``worker`` is a command that takes ``--socket-fd N`` and does what ``worker.py``
+    does.
     """
 
     def __init__(
@@ -58,12 +62,14 @@ class Agent:
         trust_network: bool,
         workers_max: int,
         log: FilteringBoundLogger,
+        state_directory: str | None = None,
         worker: Sequence[str] = (sys.executable, "-m", "migrate", "arrive"),
     ) -> None:
         self._listen = listen
         self._trust_network = trust_network
         self._workers_max = workers_max
         self._log = log
+        self._state_directory = state_directory
         self._worker = tuple(worker)
         self._workers_begun = 0
         self._workers: set[trio.Process] = set()
@@ -76,11 +82,18 @@ class Agent:
             CannotListen: nothing was started.
         """
         listeners = await self._listeners()
-        await self._settle_the_past()
+        try:
+            state = StateDirectory(self._state_directory)
+        except CannotKeep as error:
+            raise CannotListen(str(error)) from error
+        os.environ[VARIABLE] = str(state.path)  # our workers keep theirs there too
+        await self._settle_the_past(state)
         told = trio.Event()
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with trio.open_nursery() as whole:
                 whole.start_soon(self._obey, signals, told)
+                whole.start_soon(self._settle_what_comes, state)
+                whole.start_soon(self._ask_for_ever, state)
                 async with trio.open_nursery() as arrivals:
                     async with trio.open_nursery() as listening:
                         listening.start_soon(self._accept, listeners, arrivals)
@@ -114,13 +127,57 @@ class Agent:
             on_failure.pop_all()
         return listeners
 
-    async def _settle_the_past(self) -> None:
+    async def _settle_the_past(self, state: StateDirectory) -> None:
         try:
+            await self._settle(state)
             left = await trio.to_thread.run_sync(arrival_leaf.sweep)
         except NoUnifiedHierarchy as error:
             raise CannotListen(str(error)) from error
         for path in left:
             self._log.warning("settled what a dead agent left", cgroup=path)
+
+    async def _settle(self, state: StateDirectory) -> None:
+        """Finish what has lost its keeper, as far as that needs no answer."""
+        for settled in await trio.to_thread.run_sync(
+            lambda: tuple(recovery.settle_all(state))
+        ):
+            self._log.warning(
+                "settled what was left",
+                transaction=settled.name,
+                side=settled.side.value,
+                was=settled.before.name,
+                now=settled.after.name,
+            )
+
+    async def _settle_what_comes(self, state: StateDirectory) -> None:
+        while True:
+            await trio.sleep(LOOK_AGAIN_S)
+            try:
+                await self._settle(state)
+            except OSError:
+                # It stays as it is, and is tried again.
+                self._log.exception("not settled")
+
+    async def _ask_for_ever(self, state: StateDirectory) -> None:
+        """No time that passes answers instead of the destination."""
+        first_s, longest_s = ASK_AGAIN_S
+        pause_s = first_s
+        while True:
+            pending = tuple(recovery.in_doubt(state))
+            for record in pending:
+                try:
+                    standing = await trio.to_thread.run_sync(
+                        recovery.ask, state, record, abandon_on_cancel=True
+                    )
+                except OSError:
+                    self._log.exception("not settled", transaction=record.name)
+                    continue
+                if standing in (Standing.HERE, Standing.THERE, Standing.LOST):
+                    self._log.warning(
+                        "settled", transaction=record.name, standing=standing.value
+                    )
+            pause_s = min(2 * pause_s, longest_s) if pending else first_s
+            await trio.sleep(pause_s if pending else LOOK_AGAIN_S)
 
     async def _accept(
         self, listeners: list[trio.SocketListener], arrivals: trio.Nursery
@@ -148,39 +205,28 @@ class Agent:
     async def _work_for(
         self, stream: trio.SocketStream, log: FilteringBoundLogger
     ) -> None:
-        reports, report_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            try:
-                worker = await self._start_worker(stream.socket.fileno(), report_end)
-            finally:
-                os.close(report_end)
-                await stream.aclose()
-            log = log.bind(worker=worker.pid)
-            log.info("arrival")
-            self._workers.add(worker)
-            if self._stopping:
-                worker.terminate()
-            try:
-                code = await worker.wait()
-            finally:
-                self._workers.discard(worker)
-            committed = _read_report(reports)
+            worker = await self._start_worker(stream.socket.fileno())
         finally:
-            os.close(reports)
-        left = await trio.to_thread.run_sync(
-            lambda: arrival_leaf.finish(Pid(worker.pid), committed=committed)
-        )
-        log.info("worker ended", code=code, committed=committed, left=left)
+            await stream.aclose()
+        log = log.bind(worker=worker.pid)
+        log.info("arrival")
+        self._workers.add(worker)
+        if self._stopping:
+            worker.terminate()
+        try:
+            code = await worker.wait()
+        finally:
+            self._workers.discard(worker)
+        await self._settle(StateDirectory(self._state_directory))
+        log.info("worker ended", code=code)
 
-    async def _start_worker(self, connection: int, report: int) -> trio.Process:
+    async def _start_worker(self, connection: int) -> trio.Process:
         return await trio.lowlevel.open_process(
-            [
-                *self._worker,
-                *("--socket-fd", str(connection), "--report-fd", str(report)),
-            ],
+            [*self._worker, "--socket-fd", str(connection)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            pass_fds=(connection, report),
+            pass_fds=(connection,),
             # Ctrl-C at the agent's terminal is for the agent.
             start_new_session=True,
         )
@@ -195,14 +241,6 @@ class Agent:
         for worker in self._workers:
             self._log.warning("killed: it did not stop", worker=worker.pid)
             worker.kill()
-
-
-def _read_report(reports: int) -> bool:
-    """Whether the worker, which has ended, said that it commits."""
-    try:
-        return os.read(reports, len(COMMITTED)) == COMMITTED
-    except BlockingIOError:
-        return False  # nothing was said, and the arrival itself holds the other end
 
 
 async def _addresses(

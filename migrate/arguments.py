@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+STATE_DIRECTORY_VARIABLE = "MIGRATE_STATE_DIR"  # as migrate.state_directory has it
 PID_MAX = 1 << 22  # the largest that Linux gives out: proc_sys_kernel(5), pid_max
 
 
@@ -63,7 +65,7 @@ def asks_for_a_move(command: Callable[[Asked], int]) -> Callable[..., int]:
     # click takes a function's options in the order of its decorators, upside down.
     for option in reversed(_OPTIONS):
         option(with_values)
-    return with_values
+    return with_state_directory(with_values)
 
 
 def _asked(
@@ -118,6 +120,24 @@ def parsed(parse: Callable[[str], T]) -> Callable[..., T | None]:
             ) from None
 
     return callback
+
+
+def with_state_directory(command: Callable[..., int]) -> Callable[..., int]:
+    """Add ``--state-dir``, which is heard by whoever opens the directory."""
+
+    def remember(
+        ctx: click.Context, parameter: click.Parameter, path: str | None
+    ) -> None:
+        if path is not None:
+            os.environ[STATE_DIRECTORY_VARIABLE] = path
+
+    return click.option(
+        "--state-dir",
+        metavar="DIR",
+        expose_value=False,
+        callback=remember,
+        help="Where the journals of this host lie.  [default: /var/lib/migrate]",
+    )(command)
 
 
 def _choice(enum: type[Any], *names: str) -> click.Choice[str]:

@@ -5,8 +5,9 @@ pid namespace in which the worker PID started at START (proc_pid_stat(5), field 
 Two hosts of a test bed share one cgroup file system, and pids come again; so neither
 a pid alone nor a look into our own /proc could say that a leaf is left over.
 
-A worker says that it commits before it thaws. So a frozen leaf whose worker died and
-did not say so holds a process that has never run, and killing it loses nothing.
+What becomes of an arrival is in its journal (see ``recovery``). Here is what has none:
+a frozen leaf without a journal holds a process that never said that it runs, and
+killing it loses nothing, since the source still has its own.
 """
 
 import os
@@ -26,46 +27,39 @@ def transaction(suffix: str = "") -> str:
 
     ``suffix`` tells several of one worker apart: lower-case letters and digits.
     """
+    return _signed("arrival", suffix)
+
+
+def departure(suffix: str) -> str:
+    """The same for whoever moves a process away; its journal names the leaf too."""
+    return _signed("departure", suffix)
+
+
+def _signed(what: str, suffix: str) -> str:
     own = Pid(os.getpid())
-    name = f"arrival-{_pid_namespace()}-{own}-{procfs.stat(own).start_time_ticks}"
+    name = f"{what}-{_pid_namespace()}-{own}-{procfs.stat(own).start_time_ticks}"
     return f"{name}-{suffix}" if suffix else name
 
 
-def finish(worker: Pid, *, committed: bool) -> tuple[str, ...]:
-    """Settle what ``worker``, which has ended, left behind; give back its leaves.
-
-    A child of the caller, not long dead: the number has not gone to another.
-    """
-    left = tuple(path for path in cgroups.leaves() if _worker(path) == worker)
-    for path in left:
-        _settle(path, runs=committed)
-    return left
-
-
 def sweep() -> tuple[str, ...]:
-    """Settle what workers left whose agent died as well; give back their leaves."""
+    """Settle what dead workers left without a journal; give back their leaves."""
     left = tuple(path for path in cgroups.leaves() if _is_orphan(path))
     for path in left:
-        _settle(path, runs=None)
+        _settle(path)
     return left
 
 
-def _settle(path: str, *, runs: bool | None) -> None:
-    """Let it run, or kill it. None: it runs if it does, and was never to if not."""
+def _settle(path: str) -> None:
+    """It runs if it does, and was never to if not."""
     try:
         leaf = cgroups.Leaf(path)
     except FileNotFoundError:
         return  # whoever was in it ended, or was sent home, meanwhile
     try:
-        if runs is None:
-            runs = not leaf.is_frozen()
-        if runs:
-            # Dissolving thaws: a worker may have died between saying and doing it.
-            leaf.dissolve()
-        else:
+        if leaf.is_frozen():
             leaf.kill()
             leaf.wait_empty(_EMPTY_WITHIN_S)
-            leaf.dissolve()
+        leaf.dissolve()
     finally:
         leaf.close()
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import click
 
-from migrate.arguments import Asked, asks_for_a_move, parsed
+from migrate import resolution
+from migrate.arguments import Asked, asks_for_a_move, parsed, with_state_directory
 from migrate.errors import (
     MigrateError,
     Outcome,
@@ -113,6 +114,10 @@ _OF_THE_GROUP = frozenset({"--help", "-h", "--version"})
 )
 def commands() -> None:
     """Move a running process to another host, where it goes on."""
+
+
+commands.add_command(resolution.status)
+commands.add_command(resolution.resolve)
 
 
 def _show_version(context: click.Context) -> None:
@@ -280,7 +285,10 @@ def _known(error: Exception) -> MigrateError | None:
 
 
 def _call_off(attempt: CancelScope, progress: Progress) -> None:
-    if progress.handover_began.is_set():
+    if progress.doubt_began.is_set():
+        # It stays frozen; whoever asks next need not be this command.
+        attempt.cancel()
+    elif progress.handover_began.is_set():
         _complain("The hand-over is under way and cannot be called off; wait for it.")
     else:
         progress.close()
@@ -350,6 +358,7 @@ def demo(size: int, rate: int, json: bool) -> int:
     help="Arrivals at one time; more are turned away.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
+@with_state_directory
 def agent(listen: Peer, trust_network: bool, workers: int, verbose: bool) -> int:
     """Receive processes."""
     import trio

@@ -10,11 +10,11 @@ import gc
 import os
 import socket
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Final
 
-from migrate import arrival_leaf, image, resume
+from migrate import arrival_leaf, image, inquiry, recovery, resume
+from migrate.arrival_journal import ArrivalJournal
 from migrate.errors import Reason, RefusedByDestination, RolledBack
 from migrate.image import FrozenTree, ImageError, Outline
 from migrate.kernel import cgroups
@@ -23,6 +23,7 @@ from migrate.kernel.pidfds import PidFd
 from migrate.kinds.kind import CannotCarry, Target
 from migrate.mapping import CannotBuild
 from migrate.skeleton import Skeleton
+from migrate.state_directory import CannotKeep, StateDirectory
 from precopy.errors import KernelError, PageStreamError, PrecopyError
 from precopy.ids import PAGE_BYTES, Pid
 from precopy.page_sink import PageSink
@@ -41,10 +42,8 @@ _CLOCKS_APART_NS: Final = 1_000_000_000
 _UNBUILDABLE: Final = (CannotBuild, CannotCarry, ImageError, PrecopyError, OSError)
 
 
-def arrive(connection: socket.socket, *, committed: Callable[[], None]) -> int:
-    """Receive one process tree; 0 when it runs here.
-
-    ``committed`` is called when it is ours for good, just before it runs.
+def arrive(connection: socket.socket) -> int:
+    """Receive one process tree, or say what became of one; 0 when that was done.
 
     Raises:
         RefusedByDestination: it was not let in.
@@ -53,7 +52,7 @@ def arrive(connection: socket.socket, *, committed: Callable[[], None]) -> int:
     channel = Channel(connection, Role.DESTINATION)
     with channel:
         try:
-            _Arrival(channel, committed).run()
+            _Arrival(channel, StateDirectory()).run()
         except TransportError as error:
             raise RolledBack(f"The source was lost: {error}.") from error
     return 0
@@ -74,21 +73,30 @@ class _Tally:
 
 
 class _Arrival:
-    def __init__(self, channel: Channel, committed: Callable[[], None]) -> None:
+    def __init__(self, channel: Channel, state: StateDirectory) -> None:
         self._channel = channel
-        self._committed = committed
+        self._state = state
         self._tally = _Tally()
         self._frozen: FrozenTree | None = None
         self._limits = BatchLimits(processes_max=1)
         self._unpacker = Unpacker(frozenset())  # until codecs are offered
 
     def run(self) -> None:
+        self._channel.send(m.Welcome.ours("migrate"))
+        greeting = self._channel.expect(m.Hello, m.Query)
+        if isinstance(greeting, m.Query):
+            self._answer(greeting.transaction)
+            return
         offer, outline = self._negotiate()
-        with ExitStack() as undo:
+        undo = ExitStack()
+        self._journal = self._begin(undo)
+        # The journal is closed last: until then nobody else goes on with it.
+        with closing(self._journal), undo:
             try:
                 self._stand(offer, outline, undo)
             except _UNBUILDABLE as error:
                 undo.close()
+                self._journal.give_up(())
                 raise self._refuse(_reasons(error)) from error
             # For good: a collection in the freeze would take milliseconds, and this
             # process ends with the arrival.
@@ -99,14 +107,30 @@ class _Arrival:
             try:
                 self._receive()
             except (*_UNBUILDABLE, PeerGaveUp) as error:
-                # Ended first, told afterwards: what was declined never runs.
-                undo.close()
                 raise self._give_up(error) from error
+            except TransportError:
+                self._journal.give_up(())
+                raise
             self._hand_over(undo)
 
+    def _answer(self, transaction: bytes) -> None:
+        """Somebody has lost the link on which Go was said, and asks."""
+        name = transaction.hex()
+        verdict = recovery.verdict_on_arrival(self._state, name)
+        if inquiry.answer(self._channel, transaction, verdict, self._state.epoch):
+            recovery.forget_arrival(self._state, name)
+            self._channel.send(m.FinAck())
+
+    def _begin(self, undo: ExitStack) -> ArrivalJournal:
+        self._leaf_name = arrival_leaf.transaction()
+        self._home = cgroups.current(Pid(os.getpid()))
+        leaf = cgroups.leaf_path(self._home, self._leaf_name)
+        try:
+            return ArrivalJournal(self._state, self._channel, leaf, undo)
+        except CannotKeep as error:
+            raise self._refuse((Reason("journal", str(error)),)) from error
+
     def _negotiate(self) -> tuple[m.Offer, Outline]:
-        self._channel.send(m.Welcome.ours("migrate"))
-        self._channel.expect(m.Hello)
         offer = self._channel.expect(m.Offer)
         try:
             outline = image.decode(offer.outline, Outline)
@@ -127,15 +151,14 @@ class _Arrival:
 
     def _give_up(self, error: Exception) -> RolledBack:
         reasons = _reasons(error)
-        if not isinstance(error, PeerGaveUp):
-            self._channel.abort(_said(reasons))
+        # Ended first, told afterwards: what was declined never runs.
+        self._journal.give_up(_said(reasons))
         return RolledBack("The arrival was given up: " + reasons[0].message)
 
     def _stand(self, offer: m.Offer, outline: Outline, undo: ExitStack) -> None:
         """Build the skeleton and all that the outline tells of it."""
         (process,) = outline.processes
-        own = cgroups.current(Pid(os.getpid()))
-        self._leaf = Leaf.create(own, arrival_leaf.transaction())
+        self._leaf = Leaf.create(self._home, self._leaf_name)
         undo.callback(_end_leaf, self._leaf)
         directory = os.open(
             cgroups.directory(self._leaf.path), os.O_RDONLY | os.O_DIRECTORY
@@ -213,24 +236,30 @@ class _Arrival:
         self._skeleton.tracee.detach()
         if not self._leaf.wait_frozen(READY_HOLD_S):
             raise CannotBuild("cgroup", "The new process does not freeze.")
-        self._channel.send(m.Ready(b"", b"", time.monotonic_ns() - began))
+        self._journal.stand(
+            self._skeleton.pid,
+            self._leaf,
+            restore_ns=lambda: time.monotonic_ns() - began,
+        )
 
     def _hand_over(self, undo: ExitStack) -> None:
         """Wait for Go, which is the last word; then it runs here."""
+        if not self._journal.is_standing:
+            raise RolledBack("The journal could not be written.")
         try:
             self._channel.expect(m.Go, timeout_s=READY_HOLD_S)
         except TransportError:
-            undo.close()
+            self._journal.give_up(())
             raise
-        began = time.monotonic_ns()
-        self._committed()
-        self._leaf.thaw()
+        self._journal.accept()
+        if not self._journal.is_ours:
+            # Frozen or gone, as the journal says; in neither case ours to undo.
+            undo.pop_all()
+            raise RolledBack("The hand-over could not be written down.")
         # It is nobody's to undo any more.
         undo.pop_all()
         try:
-            self._channel.send(m.Accepted(time.monotonic_ns() - began))
-            self._channel.expect(m.Fin)
-            self._channel.send(m.FinAck())
+            self._journal.conclude()
         except TransportError:
             # It runs here, whether or not the source has heard of it.
             return

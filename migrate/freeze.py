@@ -12,7 +12,6 @@ A thread in a frozen cgroup makes no injected call. `Frozen.injecting` thaws the
 for that moment: every thread is held by ptrace, so only the one that we let go moves.
 """
 
-import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,7 +54,7 @@ class Frozen:
 
 
 @contextmanager
-def own_leaf(pid: Pid) -> Iterator[Leaf]:
+def own_leaf(pid: Pid, name: str) -> Iterator[Leaf]:
     """A cgroup of its own for the process, below the one that it lives in.
 
     Leaving the block moves it back, unless it is frozen for good (in doubt) or gone.
@@ -63,7 +62,7 @@ def own_leaf(pid: Pid) -> Iterator[Leaf]:
     Raises:
         OSError: no such cgroup can be made; nothing happened.
     """
-    leaf = Leaf.create(cgroups.current(pid), f"departure-{secrets.token_hex(4)}")
+    leaf = Leaf.create(cgroups.current(pid), name)
     try:
         leaf.adopt(pid)
         yield leaf

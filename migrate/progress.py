@@ -51,6 +51,13 @@ class Progress(Protocol):
     def handing_over(self) -> None:
         """Go is about to leave: from here nobody can call it off."""
 
+    @property
+    def doubt_began(self) -> Event:
+        """Set by ``in_doubt``."""
+
+    def in_doubt(self, text: str) -> None:
+        """The answer to the hand-over was lost, and is asked for; ``text`` says it."""
+
     def arrived(self) -> None:
         """The process runs at the destination."""
 
@@ -63,6 +70,7 @@ class SilentProgress:
 
     def __init__(self) -> None:
         self.handover_began = Event()
+        self.doubt_began = Event()
 
     def preparing(self, text: str) -> None:
         """Nothing."""
@@ -87,6 +95,11 @@ class SilentProgress:
     def handing_over(self) -> None:
         """Remembered, for whoever would still call it off."""
         self.handover_began.set()
+
+    def in_doubt(self, text: str) -> None:
+        """Said in any case: a process stands still until somebody answers."""
+        self.doubt_began.set()
+        print(f"migrate: IN DOUBT: {printable(text)}", file=sys.stderr, flush=True)
 
     def arrived(self) -> None:
         """Nothing."""
@@ -139,6 +152,11 @@ class JsonlProgress(SilentProgress):
     def freezing(self) -> None:
         """``{"event": "freezing"}``"""
         self._say("freezing")
+
+    def in_doubt(self, text: str) -> None:
+        """``{"event": "in_doubt", "text": …}``"""
+        self.doubt_began.set()
+        self._say("in_doubt", text=text)
 
     def arrived(self) -> None:
         """``{"event": "arrived"}``"""

@@ -19,15 +19,19 @@ from typing import Final
 import trio
 
 from migrate import (
+    arrival_leaf,
     descriptors,
     diagnosis,
     dump,
     image,
     page_sender,
     preflight,
+    recovery,
     tracking,
 )
 from migrate.brake import Brake
+from migrate.departure_journal import DepartureJournal, Unanswered
+from migrate.doubt import ask_for_ever
 from migrate.errors import (
     InDoubt,
     MigrateError,
@@ -40,7 +44,7 @@ from migrate.errors import (
 )
 from migrate.freeze import Frozen, freeze, own_leaf
 from migrate.image import FrozenTree, Index, Outline
-from migrate.kernel import probes, procfs
+from migrate.kernel import cgroups, probes, procfs
 from migrate.kernel.blocked_syscalls import Sleepers
 from migrate.kernel.cgroups import Leaf
 from migrate.kernel.pidfds import PidFd
@@ -54,6 +58,7 @@ from migrate.page_sender import PageSender
 from migrate.pre_copy import PreCopy
 from migrate.progress import Progress
 from migrate.report import DowntimeParts, MovedProcess, Report
+from migrate.state_directory import CannotKeep, StateDirectory
 from migrate.tracer_thread import TracerThread
 from precopy.address_space import AddressSpace
 from precopy.errors import TaskVanished
@@ -61,7 +66,7 @@ from precopy.ids import PAGE_BYTES, Pid
 from precopy.task_memory import TaskMemory
 from transport import channel as transport_channel
 from transport import messages as m
-from transport.channel import Channel, PeerGaveUp
+from transport.channel import Channel
 from transport.errors import TransportError
 
 CONNECT_S: Final = 10.0
@@ -115,7 +120,8 @@ async def depart(
     with channel:
         if options.dry_run:
             return Report(outcome=Outcome.CAN_GO)
-        departure = Departure(Pid(pids[0]), channel, options, progress)
+        state = _state_directory()
+        departure = Departure(Pid(pids[0]), peer, channel, state, options, progress)
         allowed_s = inf if options.timeout_s is None else options.timeout_s
         deadline = trio.current_time() + allowed_s
 
@@ -127,10 +133,27 @@ async def depart(
                 else "The move was called off."
             )
 
-        async with TracerThread("tracer") as tracer:
-            with trio.CancelScope(deadline=deadline):
-                return await tracer.run(departure.run, on_cancel=call_off)
+        try:
+            async with TracerThread("tracer") as tracer:
+                with trio.CancelScope(deadline=deadline):
+                    return await tracer.run(departure.run, on_cancel=call_off)
+        except InDoubt as doubt:
+            progress.in_doubt(str(doubt))
+            await ask_for_ever(departure.journal, doubt)
+            progress.arrived()
+            return departure.report()
         raise AssertionError("a cancelled departure ends with an error of its own")
+
+
+def _state_directory() -> StateDirectory:
+    """Ours, with everything in it finished that a dead command left."""
+    try:
+        state = StateDirectory()
+        tuple(recovery.settle_all(state))
+    except CannotKeep as error:
+        reason = Reason("journal", str(error))
+        raise Refused("It cannot go.", reasons=[reason]) from error
+    return state
 
 
 class CalledOff(Exception):
@@ -141,10 +164,18 @@ class Departure:
     """One process on its way; everything but call_off() on the tracer thread."""
 
     def __init__(
-        self, pid: Pid, channel: Channel, options: MoveOptions, progress: Progress
+        self,
+        pid: Pid,
+        peer: tuple[str, int],
+        channel: Channel,
+        state: StateDirectory,
+        options: MoveOptions,
+        progress: Progress,
     ) -> None:
         self._pid = pid
+        self._peer = peer
         self._channel = channel
+        self._state = state
         self._options = options
         self._progress = progress
         self._called_off = Event()
@@ -172,7 +203,7 @@ class Departure:
         try:
             self._tell_story()
         except MigrateError as error:
-            error.report = self._report()
+            error.report = self.report()
             raise
         except Exception as error:
             translated = self._diagnose(error)
@@ -182,13 +213,16 @@ class Departure:
             self._channel.abort(
                 [m.Reason("source", self._pid, None, m.text(translated.message))]
             )
-            translated.report = self._report()
+            translated.report = self.report()
             raise translated from error
-        return self._report()
+        return self.report()
 
     def _tell_story(self) -> None:
         with ExitStack() as undo:
             self._pidfd = undo.enter_context(PidFd.open(self._pid))
+            self.journal = undo.enter_context(
+                DepartureJournal(self._state, self._transaction, self._pid, self._peer)
+            )
             self._greet()
             self._progress.preparing("looking at the process")
             brake = undo.enter_context(Brake(self._pid, self._sleepers))
@@ -213,7 +247,10 @@ class Departure:
                 threads=len(self._process.tasks),
             )
             rounds.run()
-            leaf = undo.enter_context(own_leaf(self._pid))
+            name = arrival_leaf.departure(self._transaction.hex()[:8])
+            home = cgroups.current(self._pid)
+            self.journal.freezing(cgroups.leaf_path(home, name))
+            leaf = undo.enter_context(own_leaf(self._pid, name))
             # For good: a collection takes milliseconds, and this command ends soon.
             gc.collect()
             gc.freeze()
@@ -312,10 +349,11 @@ class Departure:
                 scanned_s = time.monotonic()
                 memory.send_last(taken)
                 sent_s = time.monotonic()
-                self._channel.expect(m.Ready, timeout_s=T_FREEZE_S)
+                ready = self._channel.expect(m.Ready, timeout_s=T_FREEZE_S)
                 ready_s = time.monotonic()
-                self._hand_over(frozen, leaf)
+                self._hand_over(frozen, ready)
             ended_s = time.monotonic()
+            self.journal.arrived()
             frozen.tracee.kill()
             frozen.tracee.reap()
         self._downtime_s = ended_s - frozen.began_s
@@ -383,7 +421,7 @@ class Departure:
                 file_lock.release(source, locks)
         self._channel.send(m.State(image.encode(FrozenTree((record,)))))
 
-    def _hand_over(self, frozen: Frozen, leaf: Leaf) -> None:
+    def _hand_over(self, frozen: Frozen, ready: m.Ready) -> None:
         """Go, and wait for the answer: it is not ours to decide any more."""
         with self._handing_over:
             if self._called_off.is_set():
@@ -392,39 +430,37 @@ class Departure:
                 # A frozen process can be killed, and its end is its own.
                 raise TaskVanished(self._pid)
             self._progress.handing_over()
-        frozen.handed_over = True
         try:
-            self._channel.send(m.Go())
-            self._channel.expect(m.Accepted, timeout_s=DOUBT_S)
-        except PeerGaveUp:
-            # Declined: it never ran there and never will.
-            frozen.handed_over = False
-            raise
-        except TransportError as error:
+            self.journal.hand_over(self._channel, ready, timeout_s=DOUBT_S)
+        except Unanswered as error:
+            name = self._transaction.hex()
             raise InDoubt(
                 f"The hand-over of pid {self._pid} was sent and the answer lost: "
                 f"{error}.",
                 way_out=(
-                    f"Look for it at the destination. If it runs there, end this copy: "
-                    f"kill -9 {self._pid}. If it certainly never will, thaw this one: "
-                    f"echo 0 into cgroup.freeze of {leaf.path}."
+                    "Whoever runs next on this host, an agent or a command, asks "
+                    f"again; or see: migrate resolve {name}."
                 ),
             ) from error
+        finally:
+            frozen.handed_over = self.journal.is_handed_over
 
     def _say_goodbye(self) -> None:
         try:
             self._channel.send(m.Fin())
             self._channel.expect(m.FinAck)
         except TransportError:
-            # It runs there; the destination only cannot forget about us.
+            # It runs there; whoever runs next on this host tells the destination.
             return
+        self.journal.forgotten()
 
     def _diagnose(self, error: Exception) -> MigrateError | None:
         if self._called_off.is_set():
             return RolledBack(self._why_called_off)
         return diagnosis.of(error, self._pid, offered=bool(self._moved))
 
-    def _report(self) -> Report:
+    def report(self) -> Report:
+        """What was done so far."""
         rounds = self._memory.rounds if self._memory else []
         return Report(
             outcome=Outcome.ARRIVED,

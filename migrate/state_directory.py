@@ -1,16 +1,15 @@
 """Where the journals lie, and who may touch which.
 
     state directory       one for each host; nothing in it may move to another
-    ├── identity          the epoch of our journals, in 16 random bytes
-    ├── verdict.key       signs what an operator carries (see ``verdict_token``)
+    ├── identity          the epoch of our journals, and the key that signs for them
     ├── lock              held while a departure begins
-    ├── agent-N.lock      held by the agent of pid namespace N while it runs
     ├── audit.log         what operators decided against the protocol
     ├── departures/TX     our journal of a process that leaves
     └── arrivals/TX       our journal of one that comes
 
 A journal is locked by its keeper, and flock(2) ends with the process that holds it: one
-that nobody has locked is anybody's to finish (see ``recovery``).
+that nobody has locked is anybody's to finish (see ``recovery``). So several agents and
+commands of one host may share the directory.
 
 Hosts may share a kernel, as those of a test bed do, and even this directory: whatever
 belongs to another pid namespace is passed over.
@@ -18,6 +17,7 @@ belongs to another pid namespace is passed over.
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -25,11 +25,13 @@ from errno import EACCES, EAGAIN
 from pathlib import Path
 from typing import Final, Self
 
+from migrate import verdict_token
 from migrate.journal import EPOCH_BYTES, SLOT_BYTES, Journal, Record
 from migrate.ownership import JournalFailed
 
 DEFAULT: Final = "/var/lib/migrate"
 VARIABLE: Final = "MIGRATE_STATE_DIR"
+KEY_BYTES: Final = 32
 
 _FILE_BYTES: Final = 2 * SLOT_BYTES
 
@@ -208,35 +210,37 @@ class StateDirectory:
         found = os.listdir(self.path / side.value)
         return tuple(sorted(name for name in found if not name.startswith(".")))
 
-    def lock_agent(self) -> int:
-        """Be the agent of this host; the descriptor holds the lock.
+    def key(self) -> bytes:
+        """The private key that signs for our journals (``verdict_token``)."""
+        return (self.path / "identity").read_bytes()[EPOCH_BYTES:]
 
-        Raises:
-            CannotKeep: another one runs.
-        """
-        path = self.path / f"agent-{pid_namespace()}.lock"
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if _lock(fd):
-            return fd
-        os.close(fd)
-        raise CannotKeep(
-            f"Another agent of this host keeps its journals in {self.path}. Stop it, "
-            "or give this one a directory of its own with --state-dir."
-        )
+    def audit(self, line: str) -> None:
+        """Keep for good what somebody decided against the protocol."""
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        with (self.path / "audit.log").open("a") as log:
+            log.write(f"{when} {line}\n")
+            log.flush()
+            os.fsync(log.fileno())
 
     def _identity(self) -> bytes:
         path = self.path / "identity"
         try:
-            epoch = path.read_bytes()
+            identity = path.read_bytes()
         except FileNotFoundError:
-            epoch = b""
-        if len(epoch) == EPOCH_BYTES:
-            return epoch
-        fresh = self.path / f"identity-{os.getpid()}"
-        with fresh.open("wb") as file:
-            file.write(os.urandom(EPOCH_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
+            identity = b""
+        if len(identity) != EPOCH_BYTES + KEY_BYTES:
+            identity = self._new_identity(path)
+        return identity[:EPOCH_BYTES]
+
+    def _new_identity(self, path: Path) -> bytes:
+        key, epoch = verdict_token.new_key()
+        fresh = self.path / f".identity-{os.getpid()}"
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, epoch + key)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
         try:
             # Whoever comes second takes that of the first.
             os.link(fresh, path)

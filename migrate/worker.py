@@ -4,39 +4,28 @@ It starts while a source waits, so it imports neither trio nor the command line,
 its log only when there is something to say.
 """
 
-import contextlib
 import os
 import signal
 import socket
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from migrate.errors import MigrateError, Outcome
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
-COMMITTED: Final = b'{"committed": true}\n'  # what it reports before it thaws
-
 
 def main(arguments: Sequence[str]) -> int:
-    """Receive on an inherited socket, ``--socket-fd N --report-fd N``; the exit code.
+    """Receive on an inherited socket, ``--socket-fd N``; the exit code.
 
     SIGTERM asks for a roll-back. It ends what the peer can say, not what we can: if
     Go has come before it the process arrives, and if not, the peer is told.
     """
     given = dict(zip(arguments[::2], arguments[1::2], strict=True))
-    socket_fd, report_fd = int(given["--socket-fd"]), int(given["--report-fd"])
-    # Neither is for the process that arrives, nor for what it starts.
+    socket_fd = int(given["--socket-fd"])
+    # It is not for the process that arrives, nor for what it starts.
     os.set_inheritable(socket_fd, False)
-    os.set_inheritable(report_fd, False)
-
-    def committed() -> None:
-        # If the agent has died nobody hears it, nor has to: the next one goes by
-        # whether we live, and whether the leaf is frozen (arrival_leaf.sweep).
-        with contextlib.suppress(BrokenPipeError):
-            os.write(report_fd, COMMITTED)
-
     with socket.socket(fileno=socket_fd) as connection:
         # The description came from trio, for which nothing may block.
         connection.setblocking(True)
@@ -44,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
         try:
             from migrate import destination
 
-            return destination.arrive(connection, committed=committed)
+            return destination.arrive(connection)
         except MigrateError as error:
             outcome = error.outcome
             _log().warning("not arrived", outcome=outcome.value, why=error.message)

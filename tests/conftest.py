@@ -7,6 +7,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from migrate.state_directory import VARIABLE
 from tests import leaks
 
 # A busy machine is not a bug: no example is judged by how long it took.
@@ -47,6 +48,14 @@ def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     left = leaks.left_since(before, patience_s=3)
     assert not left, "left behind:\n  " + "\n  ".join(left)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_journals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Not those of the host that the tests run on, nor of another run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, str(tmp_path_factory.mktemp("state")))
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -181,6 +181,15 @@ class Channel:
         self.expect(m.Pong, timeout_s=max(0.0, deadline - time.monotonic()))
         return time.monotonic() - began_s
 
+    @property
+    def peer_host(self) -> str:
+        """The address of the other end; empty if it has none, or is gone."""
+        return _peer(self._socket).partition(" ")[0].removeprefix("(gone)")
+
+    def may_say(self, word: type[m.Message]) -> bool:
+        """Whether the talk has come to where ``word`` may be said."""
+        return self._connection.may_say(word)
+
     def is_readable(self) -> bool:
         """Whether the peer has said something, or has gone. Does not wait."""
         return self._wait(select.POLLIN, 0.0)

@@ -210,13 +210,16 @@ class Connection:
     ) -> None:
         """What can be known wrong about ``message`` from those before it."""
         match message:
-            case m.Hello(version=version):
+            case m.Hello(version=version) | m.Query(version=version):
                 assert self._versions is not None, "Welcome comes before Hello"
                 if version not in self._versions:
                     raise error(
-                        f"Hello chose version {version}; Welcome offered "
-                        f"{self._versions.start} to {self._versions.stop - 1}"
+                        f"{type(message).__name__} chose version {version}; Welcome "
+                        f"offered {self._versions.start} to {self._versions.stop - 1}"
                     )
+            case m.Accepted() | m.Declined() | m.NotYet():
+                if self.transaction not in (None, message.transaction):
+                    raise error(f"{type(message).__name__} speaks of another migration")
             case m.RoundEnd(number=number):
                 expected = 1 if self._round is None else self._round.number + 1
                 if number != expected:
@@ -255,7 +258,7 @@ class Connection:
         match message:
             case m.Welcome():
                 self._versions = range(message.version_min, message.version_max + 1)
-            case m.Hello():
+            case m.Hello() | m.Query():
                 self.transaction = message.transaction
             case m.RoundEnd():
                 self._round = message

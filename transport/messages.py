@@ -21,8 +21,8 @@ from msgspec import Meta
 
 from transport.errors import LocalProtocolError, RemoteProtocolError
 
-VERSION_MIN: Final = 1
-VERSION_MAX: Final = 1
+VERSION_MIN: Final = 2
+VERSION_MAX: Final = 2
 
 MESSAGE_BYTES_MAX: Final = 64 << 20
 TEXT_MAX: Final = 1000  # characters
@@ -52,6 +52,8 @@ _Nanoseconds: TypeAlias = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 _Pid: TypeAlias = Annotated[int, Meta(ge=1, le=1 << 22)]
 _Fd: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]
 _Number: TypeAlias = Annotated[int, Meta(ge=1, le=ROUNDS_MAX)]
+_Transaction: TypeAlias = Annotated[bytes, Meta(min_length=16, max_length=16)]
+_Epoch: TypeAlias = Annotated[bytes, Meta(max_length=16)]
 _Large: TypeAlias = Annotated[bytes, Meta(max_length=MESSAGE_BYTES_MAX)]
 
 
@@ -156,7 +158,7 @@ class Hello(Message, frozen=True, tag=2):
     """
 
     version: _U16
-    transaction: Annotated[bytes, Meta(min_length=16, max_length=16)]
+    transaction: _Transaction
 
 
 class Offer(Message, frozen=True, tag=3):
@@ -241,7 +243,7 @@ class Ready(Message, frozen=True, tag=11):
     """
 
     digest: Annotated[bytes, Meta(max_length=64)]
-    epoch: Annotated[bytes, Meta(max_length=16)]
+    epoch: _Epoch
     restore_ns: _Count
 
 
@@ -250,14 +252,25 @@ class Go(Message, frozen=True, tag=12):
 
 
 class Accepted(Message, frozen=True, tag=13):
-    """D→S: it runs here. ``resume_ns``: from the arrival of Go to the thaw."""
+    """D→S: it was taken over, and runs here; ``died``: it did, and ended with its host.
 
+    ``epoch`` is that of the journal in which this stands. ``resume_ns``: from the
+    arrival of Go to the thaw, 0 where that is not remembered.
+    """
+
+    transaction: _Transaction
+    epoch: _Epoch
+    died: bool
     resume_ns: _Count
 
 
 class Declined(Message, frozen=True, tag=14):
-    """D→S: it never ran here and never will; the copy is gone."""
+    """D→S: it never ran here and never will; the copy is gone. As this journal says:
+    one of another ``epoch`` knows of nothing.
+    """
 
+    transaction: _Transaction
+    epoch: _Epoch
     reasons: Reasons
 
 
@@ -285,6 +298,21 @@ class Pong(Message, frozen=True, tag=19):
     """The answer to a Ping."""
 
     number: _U32
+
+
+class Query(Message, frozen=True, tag=20):
+    """S→D, instead of Hello: what became of that migration? On a new connection, after
+    the one on which Go was said was lost.
+    """
+
+    version: _U16
+    transaction: _Transaction
+
+
+class NotYet(Message, frozen=True, tag=21):
+    """D→S: it is not settled. Ask again on another connection."""
+
+    transaction: _Transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +345,8 @@ AnyMessage: TypeAlias = (
     | FinAck
     | Ping
     | Pong
+    | Query
+    | NotYet
 )
 
 # These may be longer than a frame and then travel in parts.

@@ -40,6 +40,8 @@ class State(Enum):
 
     CONNECTED = "connected"  # nobody has spoken
     WELCOMED = "welcomed"
+    ASKED = "asked"  # what became of a migration of which the link was lost
+    PENDING = "pending"  # asked too early
     INTRODUCED = "introduced"  # version and transaction are agreed
     OFFERED = "offered"  # the process runs, untouched
     REFUSED = "refused"
@@ -82,7 +84,17 @@ TRANSITIONS: Final[Mapping[State, Mapping[Step, State]]] = MappingProxyType(
             (_D, m.Welcome): State.WELCOMED,
             (_D, m.Refused): State.REFUSED,  # too busy to talk
         },
-        State.WELCOMED: {(_S, m.Hello): State.INTRODUCED},
+        State.WELCOMED: {
+            (_S, m.Hello): State.INTRODUCED,
+            (_S, m.Query): State.ASKED,
+        },
+        State.ASKED: {
+            (_D, m.Accepted): State.ACCEPTED,
+            (_D, m.Declined): State.DECLINED,
+            (_D, m.NotYet): State.PENDING,
+            # Not State.ABORTED: this ends the question, not the migration.
+            (_D, m.Abort): State.PENDING,
+        },
         State.INTRODUCED: {(_S, m.Offer): State.OFFERED},
         State.OFFERED: {
             (_D, m.OfferAccepted): State.PRECOPY,
@@ -114,6 +126,7 @@ TRANSITIONS: Final[Mapping[State, Mapping[Step, State]]] = MappingProxyType(
         State.ABORTED: {(_D, m.Declined): State.DECLINED},
         State.DECLINED: {(_S, m.Fin): State.RETURNING},
         State.RETURNING: {(_D, m.FinAck): State.RETURNED},
+        State.PENDING: {},
         State.REFUSED: {},
         State.RELEASED: {},
         State.RETURNED: {},
@@ -160,8 +173,10 @@ LATE: Final[Mapping[State, frozenset[Step]]] = MappingProxyType(
 # Go it decides alone, and the source is in doubt.
 TROUBLE: Final[Mapping[Role, Mapping[State, State]]] = MappingProxyType(
     {
-        _S: dict.fromkeys((*_BEFORE_READY, State.READY), State.ABORTED),
-        _D: dict.fromkeys(_BEFORE_READY, State.ABORTED) | {State.READY: State.DECLINED},
+        _S: dict.fromkeys((*_BEFORE_READY, State.READY), State.ABORTED)
+        | {State.ASKED: State.PENDING},
+        _D: dict.fromkeys(_BEFORE_READY, State.ABORTED)
+        | {State.READY: State.DECLINED, State.ASKED: State.PENDING},
     }
 )
 
@@ -185,7 +200,13 @@ RULES: Final = Rules(TRANSITIONS, ABORTABLE, LATE, TROUBLE, MAY_RUN)
 
 # Nothing more need be said in these, and a Ping is dropped.
 OVER: Final = frozenset(
-    {State.REFUSED, State.ABORTED, State.RELEASED, State.RETURNED},
+    {
+        State.PENDING,
+        State.REFUSED,
+        State.ABORTED,
+        State.RELEASED,
+        State.RETURNED,
+    },
 )
 
 

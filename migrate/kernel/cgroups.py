@@ -67,6 +67,11 @@ def directory(path: str) -> str:
     )
 
 
+def leaf_path(parent: str, transaction: str) -> str:
+    """Where the leaf of a transaction below the cgroup ``parent`` is, or would be."""
+    return f"{parent.rstrip('/')}/{LEAF_PREFIX}{transaction}"
+
+
 class Leaf:
     """A cgroup of ours that holds one tree and nothing else.
 
@@ -99,7 +104,7 @@ class Leaf:
             OSError: it exists already (EEXIST), or the host allows no more of them
                 (EAGAIN); then nothing was made.
         """
-        path = f"{parent.rstrip('/')}/{LEAF_PREFIX}{transaction}"
+        path = leaf_path(parent, transaction)
         os.mkdir(os.fsencode(directory(path)))
         try:
             return cls(path)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Final, TypeAlias
 
 import migrate
+from migrate.state_directory import VARIABLE
 from migrate.testbed import wire
 from migrate.testbed.errors import TestBedError
 from migrate.testbed.process import HostProcess, wait_exit
@@ -96,11 +97,12 @@ class Host:
                 entry, end = _stdio(stdio, fds, theirs, writing=number > 0)
                 entries.append(entry)
                 ours.append(end)
+            environment = _with_own_state(os.environ if env is None else env)
             request = wire.Spawn(
                 [os.fsencode(argument) for argument in argv],
                 {
                     os.fsencode(name): os.fsencode(value)
-                    for name, value in (os.environ if env is None else env).items()
+                    for name, value in environment.items()
                 },
                 os.fsencode(cwd),
                 new_session,
@@ -231,6 +233,13 @@ class Host:
     ) -> HostProcess:
         found, packet = wire.ask(self._requests, request, wire.Found, fds)
         return HostProcess(self._requests, packet, found)
+
+
+def _with_own_state(env: Mapping[str, str]) -> Mapping[str, str]:
+    """Our own state directory is not for a host; /run is private there."""
+    if env.get(VARIABLE) != os.environ.get(VARIABLE):
+        return env
+    return {**env, VARIABLE: "/run/migrate"}
 
 
 class Agent:

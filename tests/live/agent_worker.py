@@ -3,8 +3,8 @@
 ``python -m tests.live.agent_worker agent`` is the agent, with a worker of this module
 for each connection. A worker reads one line from it and does that. ``holds FATE``: put
 a child into a frozen leaf and tell its pid and ours; at the next line die (``dies``),
-but say before that it commits (``commits``), and thaw as well (``thaws``). ``waits``:
-go on until SIGTERM.
+but with a journal that says that it is ours (``commits``), and thawed (``thaws``).
+``waits``: go on until SIGTERM.
 """
 
 import argparse
@@ -14,13 +14,16 @@ import socket
 import subprocess
 import sys
 
+import msgspec
 import trio
 
 from migrate import agent, arrival_leaf, logs
 from migrate.kernel import cgroups
 from migrate.options import Peer
-from migrate.worker import COMMITTED
+from migrate.ownership import DestinationState
+from migrate.state_directory import Side, StateDirectory, boot, pid_namespace
 from precopy.ids import Pid
+from tests.states.disks import RECORD
 
 WORKERS_MAX = 2
 HERE = (sys.executable, "-m", "tests.live.agent_worker")
@@ -43,9 +46,7 @@ def work() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("role")
     parser.add_argument("--socket-fd", type=int, required=True)
-    parser.add_argument("--report-fd", type=int, required=True)
     given = parser.parse_args()
-    os.set_inheritable(given.report_fd, False)
     connection = socket.socket(fileno=given.socket_fd)
     connection.setblocking(True)
     connection.set_inheritable(False)
@@ -53,10 +54,10 @@ def work() -> None:
     if what == "waits":
         connection.send(b"waiting\n")
         signal.pause()
-    hold(connection, given.report_fd, fate[0])
+    hold(connection, fate[0])
 
 
-def hold(connection: socket.socket, report_fd: int, fate: str) -> None:
+def hold(connection: socket.socket, fate: str) -> None:
     """Freeze a child in a leaf, say who we are, and end."""
     # Like a process that arrives, it holds nothing of ours.
     child = subprocess.Popen(
@@ -67,12 +68,23 @@ def hold(connection: socket.socket, report_fd: int, fate: str) -> None:
         start_new_session=True,
     )
     parent = cgroups.current(Pid(os.getpid()))
-    leaf = cgroups.Leaf.create(parent, arrival_leaf.transaction("00ff"))
+    name = arrival_leaf.transaction("00ff")
+    record = msgspec.structs.replace(
+        RECORD,
+        transaction=os.urandom(16),
+        state_number=DestinationState.READY.value,
+        boot=boot(),
+        pid_namespace=pid_namespace(),
+        leaf=cgroups.leaf_path(parent, name),
+    )
+    kept = StateDirectory().begin(Side.DESTINATION, record)
+    leaf = cgroups.Leaf.create(parent, name)
     leaf.adopt(Pid(child.pid))
     leaf.freeze()
     assert leaf.wait_frozen(10)
     if fate in {"commits", "thaws"}:
-        os.write(report_fd, COMMITTED)
+        accepted = DestinationState.ACCEPTED.value
+        kept.journal.write(msgspec.structs.replace(record, state_number=accepted))
     if fate == "thaws":
         leaf.thaw()
     connection.send(f"{child.pid} {os.getpid()}\n".encode())

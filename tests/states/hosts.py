@@ -16,9 +16,7 @@ from enum import Enum
 from itertools import product
 from typing import Final, NamedTuple, TypeAlias
 
-import msgspec
-
-from migrate.journal import SLOT_BYTES, Journal, Record
+from migrate.journal import Journal
 from migrate.ownership import (
     Action,
     Deed,
@@ -33,12 +31,18 @@ from migrate.ownership import (
     Write,
     step,
 )
+from tests.states.disks import (
+    EMPTY,
+    EPOCH,
+    RECORDS,
+    AgentDied,
+    Disk,
+    Fails,
+)
 
 QUERY: Final = "query"
 DELTA: Final = "delta"  # the last pages and the state: its image is there
-EPOCH: Final = b"first epoch 0000"
 OTHER_EPOCH: Final = b"other epoch 0000"
-EMPTY: Final = bytes(SLOT_BYTES)
 
 # What is said: a word, and of a verdict the epoch.
 Said: TypeAlias = tuple[Word | str, bytes]
@@ -116,64 +120,6 @@ class Step(NamedTuple):
     after: World
 
 
-RECORD: Final = Record(
-    transaction=b"transaction 0001",
-    state_number=SourceState.PRE.value,
-    boot=bytes(16),
-    peer_host="10.0.0.2",
-    peer_port=7077,
-    epoch=EPOCH,
-    pid=4711,
-    start_ticks=1,
-    pid_namespace=1,
-    leaf="/migrate-1",
-    keeper=1,
-    written_s=0,
-    comm="a",
-)
-_RECORDS: Final = {
-    state: msgspec.structs.replace(RECORD, state_number=state.value)
-    for state in (*SourceState, *DestinationState)
-}
-
-
-class Fails(Enum):
-    """How a write fails."""
-
-    NOT = "not"
-    AT_ONCE = "nothing is written"
-    LATE = "written, and then an error"
-    WITH_THE_AGENT = "written, and the agent dies before the sync"
-
-
-class AgentDied(Exception):
-    """In the middle of an action."""
-
-
-@dataclass
-class Disk:
-    """Two slots: as everybody reads them, and as a power cut leaves them."""
-
-    cache: list[bytes]
-    disk: list[bytes]
-    fails: Fails = Fails.NOT
-
-    def read(self) -> bytes:
-        return b"".join(self.cache)
-
-    def write(self, offset: int, data: bytes) -> None:
-        if self.fails is Fails.AT_ONCE:
-            raise OSError(5, "Input/output error")
-        self.cache[offset // SLOT_BYTES] = data
-        if self.fails is Fails.LATE:
-            raise OSError(5, "Input/output error")
-        if self.fails is Fails.WITH_THE_AGENT:
-            raise AgentDied
-
-    def sync(self) -> None:
-        self.disk[:] = self.cache
-
-
 @dataclass
 class Hands:
     """Does the actions of one host, in a world that is being made."""
@@ -186,7 +132,7 @@ class Hands:
 
     def do(self, action: Action) -> None:
         if isinstance(action, Write):
-            self.journal.write(_RECORDS[action.state], durable=action.durable)
+            self.journal.write(RECORDS[action.state], durable=action.durable)
         elif isinstance(action, Say):
             self.say(action.word)
         else:
@@ -257,9 +203,9 @@ def unpacked(
 def start(laws: Laws) -> World:
     """A running process, and an agent that has been told that it comes."""
     source_disk = Disk([EMPTY, EMPTY], [EMPTY, EMPTY])
-    laws.journal(source_disk).write(_RECORDS[SourceState.PRE])
+    laws.journal(source_disk).write(RECORDS[SourceState.PRE])
     there = Disk([EMPTY, EMPTY], [EMPTY, EMPTY])
-    laws.journal(there).write(_RECORDS[DestinationState.NONE], durable=True)
+    laws.journal(there).write(RECORDS[DestinationState.NONE], durable=True)
     return World(
         _host(Copy.RUNS, source_disk, laws.source()),
         _host(Copy.NONE, there, laws.destination()),

@@ -184,6 +184,7 @@ def test_only_go_can_be_in_doubt() -> None:
     """Once both sides know that the link is dead, nobody is left in between except a
     source that had said Go."""
     settled = {
+        State.PENDING,
         State.ABORTED,
         State.REFUSED,
         State.DECLINED,
@@ -202,7 +203,13 @@ def test_only_go_can_be_in_doubt() -> None:
 
 def test_a_live_link_never_leaves_both_waiting() -> None:
     """While the link lives and the talk is not over, somebody can speak or hear."""
-    over = {State.REFUSED, State.ABORTED, State.RELEASED, State.RETURNED}
+    over = {
+        State.PENDING,
+        State.REFUSED,
+        State.ABORTED,
+        State.RELEASED,
+        State.RETURNED,
+    }
     for w in walk(RULES):
         if not (w.source.linked and w.destination.linked):
             continue

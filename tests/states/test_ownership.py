@@ -12,31 +12,19 @@ shows the rest. MIGRATE_WALK=all walks it all with more faults, MIGRATE_SEED=N r
 import os
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Final, NamedTuple, TypeAlias
 
 import pytest
 
-from migrate import journal
-from migrate.journal import Journal, Record
-from migrate.ownership import (
-    Action,
-    Deed,
-    DestinationOwner,
-    DestinationState,
-    Say,
-    SourceOwner,
-    SourceState,
-    Verdict,
-    Word,
-    Write,
-)
-from tests.states import hosts
+from migrate.journal import Journal
+from migrate.ownership import SourceState, Word, Write
+from tests.states import broken_owners as broken
+from tests.states.disks import EPOCH, Disk
 from tests.states.hosts import (
     Copy,
-    Disk,
     Host,
     Kind,
     Laws,
@@ -66,8 +54,8 @@ LOSSES: Final = [name for name in WALKS if "loses" in name]
 # Whose steps are gone over backwards as well: that takes memory.
 SMALL: Final = ["a crash on each side"]
 if THOROUGH:
-    SMALL += ["a crash and a power cut of the source"]
-    SMALL += ["a crash and a power cut of the destination"]
+    SMALL.extend(["a crash and a power cut of the source"])
+    SMALL.extend(["a crash and a power cut of the destination"])
     WALKS.update(
         {
             "a power cut on each side": Laws(crashes=0),
@@ -199,7 +187,7 @@ def judge(world: World) -> str | None:
     gone = source.copy is Copy.DEAD and destination.copy in (Copy.NONE, Copy.DEAD)
     if gone and not machine_died:
         return "no copy is left, and no machine died"
-    said = {word for word, epoch in net if epoch == hosts.EPOCH}
+    said = {word for word, epoch in net if epoch == EPOCH}
     if {Word.ACCEPTED, Word.DECLINED} <= said and Word.FIN not in said:
         return "both words were said"
     return None
@@ -282,7 +270,7 @@ def test_a_healed_link_settles_it(name: str) -> None:
     settled = leads_to(walk, walk.that(is_settled), ways_there)
     for stuck in walk.came_from.keys() - settled:
         world = walk.atlas.world(stuck)
-        lost = world.destination.epoch != hosts.EPOCH or state(world) is None
+        lost = world.destination.epoch != EPOCH or state(world) is None
         assert lost, walk.story(stuck)
 
 
@@ -310,140 +298,6 @@ def runs_or_died(world: World) -> bool:
     )
 
 
-class SaysGoFirst(SourceOwner):
-    def ready(self, epoch: bytes) -> Sequence[Action]:
-        return tuple(reversed(super().ready(epoch)))
-
-
-class GivesUpAfterGo(SourceOwner):
-    def give_up(self) -> Sequence[Action]:
-        if self.state is SourceState.GO:
-            return (Write(SourceState.ABORTED), Deed.THAW)
-        return super().give_up()
-
-
-class ThawsGoWhenItStarts(SourceOwner):
-    def recovered(self) -> Sequence[Action]:
-        if self.state is SourceState.GO:
-            return (Write(SourceState.ABORTED), Deed.THAW)
-        return super().recovered()
-
-
-class KillsAtGo(SourceOwner):
-    def ready(self, epoch: bytes) -> Sequence[Action]:
-        actions = super().ready(epoch)
-        return (*actions, Deed.KILL) if actions else ()
-
-
-class BelievesAnyJournal(SourceOwner):
-    def heard(self, verdict: Verdict, epoch: bytes) -> Sequence[Action]:
-        return super().heard(verdict, self.epoch)
-
-
-class SaysGoThoughItFailed(SourceOwner):
-    def failed(self, action: Write) -> Sequence[Action]:
-        if action.state is SourceState.GO:
-            return (Say(Word.GO),)
-        return super().failed(action)
-
-
-class TakesNotYetForNo(SourceOwner):
-    def heard(self, verdict: Verdict, epoch: bytes) -> Sequence[Action]:
-        if verdict is Verdict.NOT_YET:
-            verdict = Verdict.DECLINED
-        return super().heard(verdict, epoch)
-
-
-class RunsWhenReady(DestinationOwner):
-    def stand(self) -> Sequence[Action]:
-        return (*super().stand(), Write(DestinationState.ACCEPTED, True), Deed.THAW)
-
-
-class DoesNotSync(DestinationOwner):
-    def _accept(self) -> Sequence[Action]:
-        return (Write(DestinationState.ACCEPTED), Deed.THAW, Say(Word.ACCEPTED))
-
-
-class ThawsFirst(DestinationOwner):
-    def _accept(self) -> Sequence[Action]:
-        write, thaw, say = super()._accept()
-        return (thaw, write, say)
-
-
-class AcceptsWhatItDeclined(DestinationOwner):
-    def heard_go(self) -> Sequence[Action]:
-        if self.state is DestinationState.DECLINED:
-            return self._accept()
-        return super().heard_go()
-
-    def _decline(self) -> Sequence[Action]:
-        return (Write(DestinationState.DECLINED), Say(Word.DECLINED))
-
-
-class SaysNoAndForgetsIt(DestinationOwner):
-    def _decline(self) -> Sequence[Action]:
-        return (Say(Word.DECLINED),)
-
-
-class SaysNoBeforeItIsWritten(DestinationOwner):
-    def give_up(self) -> Sequence[Action]:
-        if self.state is DestinationState.ACCEPTED:
-            return ()
-        return (Say(Word.DECLINED), *super().give_up())
-
-    def recovered(self) -> Sequence[Action]:
-        return () if self.state is DestinationState.READY else super().recovered()
-
-
-class ForgetsWhatItAccepted(DestinationOwner):
-    def _accept(self) -> Sequence[Action]:
-        return (*super()._accept(), Deed.FORGET)
-
-
-class ThawsThoughItFailed(DestinationOwner):
-    def failed(self, action: Write) -> Sequence[Action]:
-        if action.state is DestinationState.ACCEPTED:
-            return (Deed.THAW, Say(Word.ACCEPTED))
-        return super().failed(action)
-
-
-class BelievesWhatItFinds(DestinationOwner):
-    def recovered(self) -> Sequence[Action]:
-        if self.state is DestinationState.ACCEPTED:
-            return (Deed.THAW, Say(Word.ACCEPTED))
-        return super().recovered()
-
-
-class SaysNoThoughItMayReadYes(DestinationOwner):
-    def failed(self, action: Write) -> Sequence[Action]:
-        if action.state is DestinationState.DECLINED:
-            self.state = DestinationState.DECLINED
-            return (Deed.KILL, Say(Word.DECLINED))
-        return super().failed(action)
-
-
-class DeclinesWhatItAcceptedWhenItStarts(DestinationOwner):
-    def recovered(self) -> Sequence[Action]:
-        return self._decline() if self.has_copy else super().recovered()
-
-
-class OneSlot(Journal):
-    """Writes over the record that it may still need."""
-
-    def write(self, record: Record, *, durable: bool = False) -> None:
-        self._number += 1
-        super().write(record, durable=durable)
-
-
-class ReadsTheOlder(Journal):
-    def _youngest(self) -> tuple[int, Record | None]:
-        data = self._disk.read()
-        size = journal.SLOT_BYTES
-        slots = (data[at : at + size] for at in range(0, len(data), size))
-        whole = [found for slot in slots if (found := journal.decode(slot))]
-        return min(whole, key=lambda found: found[0]) if whole else (0, None)
-
-
 FAILING: Final = replace(CRASHES, failed_writes=1)
 SOURCE_FAILS: Final = replace(FAILING, faults_at_destination=False)
 DESTINATION_FAILS: Final = replace(FAILING, faults_at_source=False)
@@ -458,46 +312,54 @@ MUTANTS: Final = {
     "an orphan is thawed": replace(
         CRASHES, source_forgets=True, orphans_are_thawed=True
     ),
-    "Go is said before it is written": replace(CRASHES, source=SaysGoFirst),
-    "the source gives up after Go": replace(CRASHES, source=GivesUpAfterGo),
+    "Go is said before it is written": replace(CRASHES, source=broken.SaysGoFirst),
+    "the source gives up after Go": replace(CRASHES, source=broken.GivesUpAfterGo),
     "the source thaws at Go when it starts": replace(
-        CRASHES, source=ThawsGoWhenItStarts
+        CRASHES, source=broken.ThawsGoWhenItStarts
     ),
-    "the source kills at Go": replace(CRASHES, source=KillsAtGo),
+    "the source kills at Go": replace(CRASHES, source=broken.KillsAtGo),
     "the source believes any journal": replace(
-        CRASHES, source=BelievesAnyJournal, destination_forgets=True
+        CRASHES, source=broken.BelievesAnyJournal, destination_forgets=True
     ),
     "Go is said though it was not written": replace(
-        SOURCE_FAILS, source=SaysGoThoughItFailed
+        SOURCE_FAILS, source=broken.SaysGoThoughItFailed
     ),
-    "not yet is taken for no": replace(CRASHES, source=TakesNotYetForNo),
-    "it runs there before Go": replace(CRASHES, destination=RunsWhenReady),
-    "ACCEPTED is not synced": replace(AT_DESTINATION, destination=DoesNotSync),
+    "not yet is taken for no": replace(CRASHES, source=broken.TakesNotYetForNo),
+    "it runs there before Go": replace(CRASHES, destination=broken.RunsWhenReady),
+    "ACCEPTED is not synced": replace(AT_DESTINATION, destination=broken.DoesNotSync),
     "it is thawed before ACCEPTED is written": replace(
-        AT_DESTINATION, destination=ThawsFirst
+        AT_DESTINATION, destination=broken.ThawsFirst
     ),
-    "it accepts what it declined": replace(CRASHES, destination=AcceptsWhatItDeclined),
-    "it says no and forgets that": replace(CRASHES, destination=SaysNoAndForgetsIt),
+    "it accepts what it declined": replace(
+        CRASHES, destination=broken.AcceptsWhatItDeclined
+    ),
+    "it says no and forgets that": replace(
+        CRASHES, destination=broken.SaysNoAndForgetsIt
+    ),
     "it says no before that is written": replace(
-        CRASHES, destination=SaysNoBeforeItIsWritten
+        CRASHES, destination=broken.SaysNoBeforeItIsWritten
     ),
-    "it forgets what it accepted": replace(CRASHES, destination=ForgetsWhatItAccepted),
+    "it forgets what it accepted": replace(
+        CRASHES, destination=broken.ForgetsWhatItAccepted
+    ),
     "it thaws though the sync failed": replace(
-        DESTINATION_FAILS, power_cuts=1, destination=ThawsThoughItFailed
+        DESTINATION_FAILS, power_cuts=1, destination=broken.ThawsThoughItFailed
     ),
     "it believes an ACCEPTED that it finds": replace(
-        AT_DESTINATION, destination=BelievesWhatItFinds
+        AT_DESTINATION, destination=broken.BelievesWhatItFinds
     ),
     "it says no though a yes may be there": replace(
-        DESTINATION_FAILS, failed_writes=2, destination=SaysNoThoughItMayReadYes
+        DESTINATION_FAILS, failed_writes=2, destination=broken.SaysNoThoughItMayReadYes
     ),
     "it declines what it accepted": replace(
-        CRASHES, destination=DeclinesWhatItAcceptedWhenItStarts
+        CRASHES, destination=broken.DeclinesWhatItAcceptedWhenItStarts
     ),
     "the journal writes over its last record": replace(
-        AT_DESTINATION, crashes=2, journal=OneSlot
+        AT_DESTINATION, crashes=2, journal=broken.OneSlot
     ),
-    "the journal reads the older record": replace(CRASHES, journal=ReadsTheOlder),
+    "the journal reads the older record": replace(
+        CRASHES, journal=broken.ReadsTheOlder
+    ),
 }
 
 

@@ -13,7 +13,7 @@ from migrate import journal
 from migrate.journal import SLOT_BYTES, Journal, Record
 from migrate.ownership import DestinationState, JournalFailed, SourceState, State
 from migrate.state_directory import CannotKeep, Side, StateDirectory
-from tests.states.hosts import EMPTY, RECORD, Disk, Fails
+from tests.states.disks import EMPTY, RECORD, Disk, Fails
 
 
 def record(state: State) -> Record:
@@ -140,16 +140,6 @@ def test_an_epoch_is_made_once(tmp_path: Path) -> None:
     assert one.epoch == again.epoch
     assert len(one.epoch) == journal.EPOCH_BYTES
     assert StateDirectory(tmp_path / "two").epoch != one.epoch
-
-
-def test_two_agents_do_not_share_a_directory(tmp_path: Path) -> None:
-    """The second one hears why, until the first has gone."""
-    state = StateDirectory(tmp_path)
-    first = state.lock_agent()
-    with pytest.raises(CannotKeep, match="--state-dir"):
-        state.lock_agent()
-    os.close(first)
-    os.close(state.lock_agent())
 
 
 def test_a_directory_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from tests.unit.transport_samples import OPTIONS, REASON
+from tests.unit.transport_samples import OPTIONS, REASON, TRANSACTION
 from transport import messages as m
 from transport.channel import Channel, PeerGaveUp
 from transport.connection import Buffer
@@ -66,7 +66,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 def to_precopy(source: Channel, destination: Channel) -> None:
     destination.send(m.Welcome.ours("test"))
     source.expect(m.Welcome)
-    source.send(m.Hello(m.VERSION_MAX, b"transaction 0001"))
+    source.send(m.Hello(m.VERSION_MAX, TRANSACTION))
     destination.expect(m.Hello)
     source.send(m.Offer(b"outline", OPTIONS))
     destination.expect(m.Offer)
@@ -117,7 +117,7 @@ def test_a_whole_talk(
         destination.expect(m.End)
         destination.send(m.Ready(b"", b"", 0))
         destination.expect(m.Go)
-        destination.send(m.Accepted(0))
+        destination.send(m.Accepted(TRANSACTION, b"", False, 0))
         destination.expect(m.Fin)
         destination.send(m.FinAck())
         return bodies
@@ -359,10 +359,15 @@ def test_expect_tells_why_the_peer_gave_up(
     if word is m.Declined:
         to_ready(source, destination)
         source.send(m.Go())
-    destination.send(word((REASON,)))
+    end = (
+        m.Declined(TRANSACTION, b"", (REASON,))
+        if word is m.Declined
+        else m.Abort((REASON,))
+    )
+    destination.send(end)
     with pytest.raises(PeerGaveUp, match="io_uring") as caught:
         source.expect(m.Accepted)
-    assert caught.value.message == word((REASON,))
+    assert caught.value.message == end
     assert caught.value.reasons == (REASON,)
 
 
@@ -373,8 +378,8 @@ def test_expect_returns_an_end_that_was_expected(
     source, destination = channels
     to_ready(source, destination)
     source.send(m.Go())
-    destination.send(m.Declined(()))
-    assert source.expect(m.Accepted, m.Declined) == m.Declined(())
+    destination.send(m.Declined(TRANSACTION, b"", ()))
+    assert source.expect(m.Accepted, m.Declined) == m.Declined(TRANSACTION, b"", ())
     assert source.state is State.DECLINED
 
 

@@ -407,7 +407,12 @@ def test_a_broken_peer_can_still_be_told() -> None:
 
 @pytest.mark.parametrize(
     ("lowest", "highest", "chosen"),
-    [(1, 1, 1), (1, 9, m.VERSION_MAX), (m.VERSION_MAX + 1, 9, None)],
+    [
+        (1, 1, None),
+        (1, m.VERSION_MAX, m.VERSION_MAX),
+        (1, 9, m.VERSION_MAX),
+        (m.VERSION_MAX + 1, 9, None),
+    ],
 )
 def test_the_highest_common_version(
     lowest: int, highest: int, chosen: int | None

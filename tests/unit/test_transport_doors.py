@@ -26,7 +26,7 @@ def test_connect_and_serve() -> None:
 
     def depart(channel: Channel) -> m.Welcome:
         welcome = channel.expect(m.Welcome)
-        channel.send(m.Hello(1, b"x" * 16))
+        channel.send(m.Hello(m.VERSION_MAX, b"x" * 16))
         return welcome
 
     async def main() -> None:

@@ -34,6 +34,8 @@ TAGS = {
     m.FinAck: 17,
     m.Ping: 18,
     m.Pong: 19,
+    m.Query: 20,
+    m.NotYet: 21,
 }
 
 samples = pytest.mark.parametrize(
@@ -191,7 +193,10 @@ def options(**changes: object) -> m.Options:
         m.OfferAccepted(((1 << 22) + 1,)),
         m.OfferAccepted((1,) * (m.PIDS_MAX + 1)),
         m.Refused(TOO_MANY),
-        m.Declined(TOO_MANY),
+        m.Declined(b"x" * 16, b"", TOO_MANY),
+        m.Declined(b"x" * 15, b"", ()),
+        m.Declined(b"x" * 16, b"x" * 17, ()),
+        m.NotYet(b""),
         m.Abort(TOO_MANY),
         m.Abort((m.Reason("a kind", None, None, ""),)),
         m.Abort((m.Reason("x" * 65, None, None, ""),)),
@@ -211,7 +216,7 @@ def options(**changes: object) -> m.Options:
         m.Ready(b"x" * 65, b"", 0),
         m.Ready(b"", b"x" * 17, 0),
         m.Ready(b"", b"", -1),
-        m.Accepted(-1),
+        m.Accepted(b"x" * 16, b"", False, -1),
         m.Ping(-1),
         m.Pong(1 << 32),
         m.Offer(b"", options(streams=0)),

@@ -19,6 +19,7 @@ OPTIONS: Final = m.Options(
     machine="x86_64",
     features=(m.Feature("cpu.avx2", "1"),),
 )
+TRANSACTION: Final = b"transaction 0001"
 REASON: Final = m.Reason("io_uring", 4711, 17, "fd 17 is an io_uring")
 
 # One of each type, with tallies that fit a talk in which no pages were sent.
@@ -27,7 +28,7 @@ SAMPLES: Final[Mapping[type[m.Message], m.AnyMessage]] = MappingProxyType(
         type(message): message
         for message in (
             m.Welcome.ours("migrate 0.1.0"),
-            m.Hello(m.VERSION_MAX, b"transaction 0001"),
+            m.Hello(m.VERSION_MAX, TRANSACTION),
             m.Offer(b"outline", OPTIONS),
             m.OfferAccepted((4711, 4712)),
             m.Refused((REASON,)),
@@ -38,13 +39,15 @@ SAMPLES: Final[Mapping[type[m.Message], m.AnyMessage]] = MappingProxyType(
             m.End(0, 0, 0),
             m.Ready(b"digest", b"epoch", 1000),
             m.Go(),
-            m.Accepted(1000),
-            m.Declined((REASON,)),
+            m.Accepted(TRANSACTION, b"epoch", False, 1000),
+            m.Declined(TRANSACTION, b"epoch", (REASON,)),
             m.Abort((REASON,)),
             m.Fin(),
             m.FinAck(),
             m.Ping(7),
             m.Pong(7),
+            m.Query(m.VERSION_MAX, TRANSACTION),
+            m.NotYet(TRANSACTION),
         )
     }
 )
@@ -56,6 +59,8 @@ _names = st.text("abzAZ019_.:+-", min_size=1, max_size=64).filter(
 _counts = st.integers(0, 2**63 - 1)
 _u32 = st.integers(0, 2**32 - 1)
 _versions = st.integers(1, 2**16 - 1)
+_transactions = st.binary(min_size=16, max_size=16)
+_epochs = st.binary(max_size=16)
 _pids = st.integers(1, 1 << 22)
 _payloads = st.binary(max_size=300)
 _nanoseconds = st.integers(-(2**63), 2**63 - 1)
@@ -93,7 +98,7 @@ messages: Final[st.SearchStrategy[m.AnyMessage]] = st.one_of(
         st.tuples(_versions, _versions),
         _texts,
     ),
-    st.builds(m.Hello, _versions, st.binary(min_size=16, max_size=16)),
+    st.builds(m.Hello, _versions, _transactions),
     st.builds(m.Offer, _payloads, _options),
     st.builds(m.OfferAccepted, st.lists(_pids, min_size=1, max_size=5).map(tuple)),
     st.builds(m.Refused, _reasons),
@@ -102,13 +107,15 @@ messages: Final[st.SearchStrategy[m.AnyMessage]] = st.one_of(
     st.builds(m.RoundDone, _numbers, _counts, _counts, _counts),
     st.builds(m.State, _payloads),
     st.builds(m.End, _counts, _counts, _counts),
-    st.builds(m.Ready, st.binary(max_size=64), st.binary(max_size=16), _counts),
+    st.builds(m.Ready, st.binary(max_size=64), _epochs, _counts),
     st.just(m.Go()),
-    st.builds(m.Accepted, _counts),
-    st.builds(m.Declined, _reasons),
+    st.builds(m.Accepted, _transactions, _epochs, st.booleans(), _counts),
+    st.builds(m.Declined, _transactions, _epochs, _reasons),
     st.builds(m.Abort, _reasons),
     st.just(m.Fin()),
     st.just(m.FinAck()),
     st.builds(m.Ping, _u32),
     st.builds(m.Pong, _u32),
+    st.builds(m.Query, _versions, _transactions),
+    st.builds(m.NotYet, _transactions),
 )
