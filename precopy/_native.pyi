@@ -29,7 +29,13 @@ class PageScan:
     swapped: RunList
     guarded: RunList
     lost: RunList
-    absent: RunList
+    places: Cells
+    place_capacity: int
+    place_count: int
+    known: Cells
+    known_count: int
+    known_places: Cells
+    known_index: int
 
 class TaskMemory:
     pid: int
@@ -43,7 +49,6 @@ class _Lib:
     PAGE_SCAN_CHECK: int
     PAGE_SCAN_GUARDS: int
     PAGE_SCAN_QUICK: int
-    PAGE_SCAN_SOFT_DIRTY: int
 
     def page_set_combine(
         self,
@@ -121,7 +126,7 @@ class _Ffi:
     def new(self, cdecl: Literal["uint64_t *"], /) -> Cells: ...
     def cast(self, cdecl: Literal["uintptr_t"], value: Cells, /) -> SupportsInt: ...
     def from_buffer(
-        self, cdecl: Literal["uint64_t[]", "uint8_t[]"], buffer: Buffer, /
+        self, cdecl: Literal["uint64_t[]", "uint32_t[]", "uint8_t[]"], buffer: Buffer, /
     ) -> Cells: ...
 
 ffi: _Ffi

@@ -11,7 +11,7 @@ import mmap
 import os
 from array import array
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Final, Self
 
@@ -29,8 +29,6 @@ CHUNK_BYTES: Final = 64 << 20
 WHOLE_RANGES: Final = 1 << 62
 # For each list; they grow when they must.
 BOUNDARIES_AT_FIRST: Final = 1 << 14
-# Of the huge pages that PAGEMAP_SCAN calls so: a page middle directory's, on x86-64.
-HUGE_BYTES: Final = 2 << 20
 _FRAME_BITS: Final = 55  # of an entry: Documentation/admin-guide/mm/pagemap.rst
 
 
@@ -43,7 +41,6 @@ class Pages:
     swapped: PageSet = PageSet.EMPTY
     guarded: PageSet = PageSet.EMPTY  # MADV_GUARD_INSTALL
     lost: PageSet = PageSet.EMPTY  # where the check failed: nothing is known of these
-    absent: PageSet = PageSet.EMPTY  # neither present nor swapped; soft_dirty() only
 
     def __or__(self, other: Pages) -> Pages:
         return Pages(
@@ -52,8 +49,20 @@ class Pages:
             swapped=self.swapped | other.swapped,
             guarded=self.guarded | other.guarded,
             lost=self.lost | other.lost,
-            absent=self.absent | other.absent,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where pages are, in memory or in swap: a word each, in order."""
+
+    pages: PageSet
+    words: array[int]
+
+    @classmethod
+    def nowhere(cls) -> Places:
+        """Of no pages."""
+        return cls(PageSet.EMPTY, array("I"))
 
 
 class Pagemap:
@@ -127,36 +136,36 @@ class Pagemap:
         pages = self._run(lib.page_scan_run, call, ranges, how, chunk_bytes)
         return pages.written, pages.lost
 
-    def soft_dirty(self, ranges: Iterable[tuple[int, int]]) -> Pages:
-        """What is marked soft-dirty in ``ranges``, and what is not there.
-
-        Fills ``written``, with pages of files among them, ``absent``, where a zero page
-        counts as absent, and ``guarded``. Errors as for scan().
-        """
-        how = lib.PAGE_SCAN_SOFT_DIRTY | self._guards()
-        call = "ioctl PAGEMAP_SCAN"
-        pages = self._run(lib.page_scan_run, call, ranges, how, WHOLE_RANGES)
-        return replace(
-            pages, own=PageSet.EMPTY, absent=pages.absent | self._huge_zeros(pages.own)
-        )
-
-    def _huge_zeros(self, huge: PageSet) -> PageSet:
-        """Where among huge pages the huge zero page is: when read, it is no own one."""
-        blocks = [at for start, end in huge for at in range(start, end, HUGE_BYTES)]
-        firsts = self.listed([(at, at + PAGE_BYTES) for at in blocks]).own
-        own = PageSet.of((at, at + HUGE_BYTES) for at in firsts.addresses())
-        return huge - own
-
     def listed(self, ranges: Iterable[tuple[int, int]]) -> Pages:
-        """The same by reading, on every kernel; ``written`` is what is soft-dirty.
+        """The same by reading, on every kernel; ``written`` stays empty.
 
-        Where we may not see page frame numbers (CAP_SYS_ADMIN) zero pages count as own
-        pages, and as written all that may be one.
-
-        Time and not memory grows with the ranges: 1 ms or so per GiB that is mapped,
-        whether it is populated or not.
+        Where we may not see page frame numbers (CAP_SYS_ADMIN), zero pages count as
+        own pages. Time and not memory grows with the ranges: 1 ms or so per GiB that
+        is mapped, whether it is populated or not.
         """
         return self._run(lib.page_list_run, "read pagemap", ranges, 0, WHOLE_RANGES)
+
+    def marked(self, ranges: PageSet, before: Places) -> tuple[Pages, Places]:
+        """The same, and where each page is; ``written`` is what may have been written.
+
+        That is what is marked soft-dirty, and what was not in the same place before.
+        Where we may not see page frame numbers, all that may be a zero page is written,
+        and a page that was moved is not noticed.
+        """
+        words = array("I", bytes(4 * (before.pages.pages + BOUNDARIES_AT_FIRST)))
+        scan = self._begin(ranges, 0, WHOLE_RANGES)
+        known = ffi.from_buffer("uint64_t[]", before.pages.boundaries)
+        known_words = ffi.from_buffer("uint32_t[]", before.words)
+        scan.known, scan.known_count = known, len(before.pages.boundaries)
+        scan.known_places = known_words
+        while True:
+            view = ffi.from_buffer("uint32_t[]", words)
+            scan.places, scan.place_capacity = view, len(words)
+            if not self._go_on(lib.page_list_run, "read pagemap", scan):
+                break
+            words = words + array("I", bytes(4 * len(words)))
+        pages = self._lists.pages(scan)
+        return pages, Places(pages.own, words[: scan.place_count])
 
     def own(self, ranges: Iterable[tuple[int, int]]) -> PageSet:
         """The own pages in ``ranges``, in whichever way this kernel has."""
@@ -180,27 +189,42 @@ class Pagemap:
         how: int,
         chunk_bytes: int,
     ) -> Pages:
+        scan = self._begin(ranges, how, chunk_bytes)
+        while self._go_on(function, call, scan):
+            pass
+        return self._lists.pages(scan)
+
+    def _begin(
+        self, ranges: Iterable[tuple[int, int]], how: int, chunk_bytes: int
+    ) -> PageScan:
         bounds = array("Q", [bound for run in ranges for bound in run])
         scan = ffi.new("struct page_scan *")
         scan.pagemap, scan.how, scan.chunk_bytes = self._fd, how, chunk_bytes
         scan.zero_frame = _zero_frame()
         # The view keeps the array alive, and the scan has only a pointer.
-        view = ffi.from_buffer("uint64_t[]", bounds)
-        scan.ranges, scan.range_count = view, len(bounds)
+        self._ranges = ffi.from_buffer("uint64_t[]", bounds)
+        scan.ranges, scan.range_count = self._ranges, len(bounds)
         self._lists.lend(scan)
-        while result := function(scan):
-            if result == -errno.ESRCH:
-                raise TaskVanished(self.pid)
-            if result < 0:
-                raise KernelError(call, self.pid, -result)
+        return scan
+
+    def _go_on(
+        self, function: Callable[[PageScan], int], call: str, scan: PageScan
+    ) -> bool:
+        """Whether it has to be called again, with more room."""
+        result = function(scan)
+        if result == -errno.ESRCH:
+            raise TaskVanished(self.pid)
+        if result < 0:
+            raise KernelError(call, self.pid, -result)
+        if result:
             self._lists.grow(scan)
-        return self._lists.pages(scan)
+        return bool(result)
 
 
 class _Lists:
     """Room for what a scan finds, kept from one scan to the next."""
 
-    NAMES: Final = ("own", "written", "swapped", "guarded", "lost", "absent")
+    NAMES: Final = ("own", "written", "swapped", "guarded", "lost")
 
     def __init__(self) -> None:
         self._rooms = {

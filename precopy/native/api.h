@@ -45,10 +45,6 @@ enum page_scan_how {
     PAGE_SCAN_CHECK = 2,    // ranges without asynchronous write-protection are lost
     PAGE_SCAN_GUARDS = 4,   // the kernel knows guard pages
     PAGE_SCAN_QUICK = 8,    // only find what is not protected, there or not: `written`
-    // Only find pages that are marked soft-dirty (`written`, with pages of files among
-    // them), and where nothing is (`absent`). `own` are huge pages without a mark: one
-    // may be the huge zero page, which is not told from others before Linux 6.17.
-    PAGE_SCAN_SOFT_DIRTY = 16,
 };
 
 struct page_scan {
@@ -66,7 +62,15 @@ struct page_scan {
     struct run_list swapped;  // those of them that are not present
     struct run_list guarded;  // guard pages
     struct run_list lost;     // ranges of which nothing is known: see PAGE_SCAN_CHECK
-    struct run_list absent;   // with PAGE_SCAN_SOFT_DIRTY: neither present nor swapped
+    // For page_list_run, or null: where each page of `own` is, in memory or in swap, one
+    // word each in order; and where those of `known` were, a page set.
+    uint32_t *places;
+    uint64_t place_capacity;
+    uint64_t place_count;
+    const uint64_t *known;
+    uint64_t known_count;  // of boundaries
+    const uint32_t *known_places;
+    uint64_t known_index;  // 0 to begin
 };
 
 // PAGEMAP_SCAN over all ranges. 0 when done, 1 when a list may be full: give it a
@@ -76,9 +80,10 @@ int64_t page_scan_run(struct page_scan *scan);
 // 0 if the kernel's PAGEMAP_SCAN knows guard pages, else -errno.
 int64_t page_scan_knows_guards(int32_t pagemap);
 
-// The same by read(2), which every kernel has: fills own, swapped and guarded, and
-// `written` with own pages that are marked soft-dirty. Without zero_frame it cannot tell
-// the zero page from an own page; it then counts as written whatever may be one.
+// The same by read(2), which every kernel has: fills own, swapped and guarded. Given
+// `places` and ranges in order, `written` are own pages that are marked soft-dirty, or
+// that `known` does not have in the same place. Without zero_frame the zero page cannot
+// be told from an own page; then whatever may be one counts as written.
 int64_t page_list_run(struct page_scan *scan);
 
 // ---- uffd.c

@@ -17,8 +17,6 @@ enum {
     PAGE_IS_PRESENT = 1 << 3,
     PAGE_IS_SWAPPED = 1 << 4,
     PAGE_IS_PFNZERO = 1 << 5,
-    PAGE_IS_HUGE = 1 << 6,
-    PAGE_IS_SOFT_DIRTY = 1 << 7,
     PAGE_IS_GUARD = 1 << 8,
 };
 
@@ -45,31 +43,18 @@ static int is_full(const struct run_list *list, uint64_t runs) {
 static int any_is_full(const struct page_scan *scan, uint64_t runs) {
     return is_full(&scan->own, runs) || is_full(&scan->written, runs) ||
            is_full(&scan->swapped, runs) || is_full(&scan->guarded, runs) ||
-           is_full(&scan->lost, runs) || is_full(&scan->absent, runs);
+           is_full(&scan->lost, runs);
+}
+
+static int places_are_full(const struct page_scan *scan) {
+    return scan->places && scan->place_capacity - scan->place_count < REGIONS_MAX;
 }
 
 static void append(struct run_list *list, uint64_t start, uint64_t end) {
     runs_append(list->bounds, &list->count, start, end);
 }
 
-static void note_soft_dirty(struct page_scan *scan, const struct region *region) {
-    uint64_t there = region->categories & (PAGE_IS_PRESENT | PAGE_IS_SWAPPED);
-    if (region->categories & PAGE_IS_GUARD)
-        append(&scan->guarded, region->start, region->end);
-    // The zero page is no page of its own: what was here before it has gone.
-    else if (!there || region->categories & PAGE_IS_PFNZERO)
-        append(&scan->absent, region->start, region->end);
-    else if (region->categories & PAGE_IS_SOFT_DIRTY)
-        append(&scan->written, region->start, region->end);
-    else if (region->categories & PAGE_IS_HUGE)
-        append(&scan->own, region->start, region->end);
-}
-
 static void note(struct page_scan *scan, const struct region *region) {
-    if (scan->how & PAGE_SCAN_SOFT_DIRTY) {
-        note_soft_dirty(scan, region);
-        return;
-    }
     if (scan->how & PAGE_SCAN_QUICK) {
         append(&scan->written, region->start, region->end);
         return;
@@ -106,15 +91,6 @@ static struct scan_arguments what_to_find(const struct page_scan *scan) {
         // With exactly these masks the kernel looks at one bit of each entry, which is
         // ten times as fast (fs/proc/task_mmu.c, pagemap_scan_pmd_entry()).
         arguments.category_mask = arguments.return_mask = PAGE_IS_WRITTEN;
-        return arguments;
-    }
-    if (scan->how & PAGE_SCAN_SOFT_DIRTY) {
-        // PAGE_IS_FILE is not asked for: it costs a look at each page's description.
-        arguments.category_inverted = PAGE_IS_PRESENT;
-        arguments.category_anyof_mask =
-            PAGE_IS_SOFT_DIRTY | PAGE_IS_PRESENT | PAGE_IS_PFNZERO | PAGE_IS_HUGE;
-        arguments.return_mask = arguments.category_anyof_mask | PAGE_IS_SWAPPED |
-                                (scan->how & PAGE_SCAN_GUARDS ? PAGE_IS_GUARD : 0);
         return arguments;
     }
     // Protection is asked for pages that are there, and not for the others: each would
@@ -205,6 +181,17 @@ static const uint64_t PRESENT = 1ull << 63, SWAPPED = 1ull << 62,
                       MAPPED_ONCE = 1ull << 56, SOFT_DIRTY = 1ull << 55,
                       FRAME = (1ull << 55) - 1;
 
+// Whether a page is where `known` says, moving on to its place there.
+static int is_known(struct page_scan *scan, uint64_t at, uint32_t place) {
+    const uint64_t *run = scan->known + scan->known_index;
+    for (; scan->known_index < scan->known_count && run[1] <= at; run += 2) {
+        scan->known_index += 2;
+        scan->known_places += (run[1] - run[0]) / PAGE_BYTES;
+    }
+    return scan->known_index < scan->known_count && run[0] <= at &&
+           scan->known_places[(at - run[0]) / PAGE_BYTES] == place;
+}
+
 static void note_entry(struct page_scan *scan, uint64_t entry, uint64_t at) {
     uint64_t end = at + PAGE_BYTES;
     if (entry & GUARD) {
@@ -216,11 +203,16 @@ static void note_entry(struct page_scan *scan, uint64_t entry, uint64_t at) {
     if (scan->zero_frame && entry & PRESENT && (entry & FRAME) == scan->zero_frame)
         return;
     append(&scan->own, at, end);
-    int may_be_zero_page = entry & PRESENT && !scan->zero_frame && !(entry & MAPPED_ONCE);
-    if (entry & SOFT_DIRTY || may_be_zero_page)
-        append(&scan->written, at, end);
     if (entry & SWAPPED)
         append(&scan->swapped, at, end);
+    if (!scan->places)
+        return;
+    uint64_t where = entry & (FRAME | PRESENT | SWAPPED);
+    uint32_t place = (uint32_t)(where ^ where >> 32);
+    int may_be_zero_page = entry & PRESENT && !scan->zero_frame && !(entry & MAPPED_ONCE);
+    if (!is_known(scan, at, place) || entry & SOFT_DIRTY || may_be_zero_page)
+        append(&scan->written, at, end);
+    scan->places[scan->place_count++] = place;
 }
 
 int64_t page_list_run(struct page_scan *scan) {
@@ -229,7 +221,7 @@ int64_t page_list_run(struct page_scan *scan) {
         if (scan->address == 0)
             scan->address = scan->ranges[scan->index];
         while (scan->address < scan->ranges[scan->index + 1]) {
-            if (any_is_full(scan, REGIONS_MAX))
+            if (any_is_full(scan, REGIONS_MAX) || places_are_full(scan))
                 return 1;
             uint64_t bytes = entries_until(scan, REGIONS_MAX) * sizeof *entries;
             off_t where = (off_t)(scan->address / PAGE_BYTES * sizeof *entries);

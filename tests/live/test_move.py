@@ -7,6 +7,7 @@ import pytest
 
 from migrate.demo import workload
 from migrate.demo.workload import Shape, Workload
+from migrate.kernel import probes
 from migrate.testbed import Host, HostProcess
 from tests.live.journey import Road, road
 
@@ -32,11 +33,20 @@ def started(shape: Shape, program: Path, host: Host) -> HostProcess:
     return process
 
 
-@pytest.mark.parametrize("tracker", ["uffd-wp", "everything"])
+TRACKERS = {
+    "uffd-wp": probes.userfaultfd_wp_async,
+    "soft-dirty": probes.soft_dirty,
+    "everything": lambda: probes.Finding(True),
+}
+
+
+@pytest.mark.parametrize("tracker", TRACKERS)
 @pytest.mark.parametrize("rate_mib_s", [0, 50])
 def test_a_working_program_goes_on_over_there(
     between: Road, program: Path, tracker: str, rate_mib_s: int
 ) -> None:
+    if not (works := TRACKERS[tracker]()):
+        pytest.skip(works.why_not)
     shape = Shape(size_mib=32, rate_mib_s=rate_mib_s)
     with started(shape, program, between.a) as process:
         report = between.move(

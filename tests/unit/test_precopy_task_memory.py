@@ -9,17 +9,20 @@ import mmap
 import os
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from precopy.errors import KernelError, TaskVanished
 from precopy.ids import PAGE_BYTES, Pid
 from precopy.page_set import PageSet
-from precopy.pagemap import Pagemap
+from precopy.pagemap import Pagemap, Places
 from precopy.task_memory import TaskMemory
 
 PAGES = 8
 LIBC = ctypes.CDLL(None, use_errno=True)
+LIBC.mremap.restype = ctypes.c_void_p
+MREMAP_MAYMOVE_FIXED = 1 | 2
 
 
 class Area:
@@ -48,6 +51,13 @@ class Area:
     def unmap(self, first: int, last: int) -> None:
         start, end = self.run(first, last)
         assert LIBC.munmap(ctypes.c_void_p(start), end - start) == 0
+
+    def move(self, page: int, over: int) -> None:
+        """Put one page where another one is."""
+        old, new = map(ctypes.c_void_p, (self.address(page), self.address(over)))
+        size = ctypes.c_size_t(PAGE_BYTES)
+        got = LIBC.mremap(old, size, size, MREMAP_MAYMOVE_FIXED, new)
+        assert got == self.address(over)
 
     def fill(self) -> None:
         for page in range(len(self.map) // PAGE_BYTES):
@@ -226,3 +236,37 @@ def test_a_scan_finds_more_than_fits_into_its_lists_at_first() -> None:
         assert pagemap.own(whole) == expected
         assert pagemap.listed(whole).own == expected
         assert pagemap.scan(whole, chunk_bytes=PAGE_BYTES * 7).own == expected
+
+
+def test_a_page_that_lies_elsewhere_in_memory_counts_as_written(area: Area) -> None:
+    """With soft-dirty or without; and one that is new; but not one that stayed."""
+    if os.geteuid() != 0:
+        pytest.skip("only root sees where pages are")
+    whole = area.pages((0, PAGES))
+    for page in (1, 2, 3, 6):
+        area.map[page * PAGE_BYTES] = page
+    with Pagemap(Pid(os.getpid())) as pagemap:
+        first, places = pagemap.marked(whole, Places.nowhere())
+        assert first.written == first.own == area.pages((1, 4), (6, 7))
+        # Marked by what was done just now, where there are marks.
+        Path("/proc/self/clear_refs").write_text("4")
+        area.move(3, over=2)
+        area.map[7 * PAGE_BYTES] = 7
+        second, places = pagemap.marked(whole, places)
+        assert second.own == area.pages((1, 3), (6, 8))
+        assert second.written == area.pages((2, 3), (7, 8))
+        Path("/proc/self/clear_refs").write_text("4")
+        assert not pagemap.marked(whole, places)[0].written
+
+
+def test_places_of_more_pages_than_there_was_room_for() -> None:
+    """In as many calls as it takes."""
+    area = Area(40_000)
+    for page in range(40_000):
+        area.map[page * PAGE_BYTES] = 1
+    Path("/proc/self/clear_refs").write_text("4")
+    whole = area.pages((0, 40_000))
+    with Pagemap(Pid(os.getpid())) as pagemap:
+        first, places = pagemap.marked(whole, Places.nowhere())
+        assert first.written == whole and len(places.words) == 40_000
+        assert not pagemap.marked(whole, places)[0].written
