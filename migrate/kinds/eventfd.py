@@ -1,7 +1,8 @@
 """eventfd(2): a 64-bit counter behind a descriptor.
 
-read from   /proc/PID/fdinfo/FD: eventfd-count (hex), eventfd-semaphore
-            (proc_pid_fdinfo(5); fs/eventfd.c)
+read from   /proc/PID/fdinfo/FD: eventfd-count (hex), and from Linux 6.5 on
+            eventfd-semaphore (proc_pid_fdinfo(5); fs/eventfd.c); before, by counting
+            down and up again while the process stands still
 rebuilt by  eventfd2(0, flags), then one write(2)          eventfd(2)
 """
 
@@ -37,25 +38,44 @@ def claims(view: FdView) -> bool:
 
 
 def refuse(view: FdView) -> str | None:
-    """It can go if the kernel tells all of it."""
-    # Kernels that carry fdinfo's eventfd-count need not print the flag as well.
-    if view.info.field("eventfd-semaphore") is None:
-        return (
-            "is an eventfd, and this kernel does not show whether it counts as a "
-            "semaphore. Close it, or run a newer kernel."
-        )
+    """Each can go."""
     return None
 
 
 def dump(process: Source, view: FdView) -> Eventfd:
-    """Read the counter without touching it: read(2) would reset it."""
-    if reason := refuse(view):
-        raise CannotCarry.at(KIND, view, reason)
+    """The counter without touching it, if the kernel tells all: read(2) changes it."""
+    semaphore = view.info.field("eventfd-semaphore")
+    count = int(view.info.fields["eventfd-count"][0], 16)
     return Eventfd(
-        count=int(view.info.fields["eventfd-count"][0], 16),
-        semaphore=view.info.field("eventfd-semaphore") == "1",
+        count=count,
+        semaphore=_counts_down(process, view, count)
+        if semaphore is None
+        else semaphore == "1",
         nonblocking=bool(view.info.flags & os.O_NONBLOCK),
     )
+
+
+def _counts_down(process: Source, view: FdView, count: int) -> bool:
+    """Whether read(2) takes one and leaves the rest; the counter is as before.
+
+    It takes a count of two to see that. Nobody reads meanwhile but somebody outside the
+    process, and a pollable descriptor is only looked at again when its owner goes on.
+    """
+    fd = process.pidfd.getfd(view.number)
+    try:
+        added = max(0, 2 - count)
+        if added:
+            os.eventfd_write(fd, added)
+        taken = os.eventfd_read(fd)
+        is_semaphore = taken == 1
+        if is_semaphore:
+            for _ in range(added - 1):
+                os.eventfd_read(fd)
+        if back := (added == 0) if is_semaphore else count:
+            os.eventfd_write(fd, int(back))
+        return is_semaphore
+    finally:
+        os.close(fd)
 
 
 def restore(record: Eventfd, target: Target) -> RemoteFd:
