@@ -19,13 +19,17 @@ check: build  ## The quick one, without privileges: format, lint, types, contrac
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/pytest -q -rs -m "not live" </dev/null
+	$(BIN)/pytest -q -rs -m "not live and not vm" </dev/null
 
 test: build  ## All tests; as root also the live ones (what is skipped is listed)
 	$(BIN)/pytest -rs </dev/null
 
 live: build  ## Only the tests that need root and a real kernel to play with
 	$(BIN)/pytest -rs -m live </dev/null
+
+vm: build  ## All tests that run on other kernels, in emulated guests; an hour or so
+	@.ci/emulator
+	GUESTS=thorough $(BIN)/pytest -rs -m vm </dev/null
 
 demo: build  ## Two throw-away hosts, a live program, one migration, its report (root)
 	$(BIN)/migrate demo
@@ -58,5 +62,5 @@ tools:
 	$(BIN)/python migrate/kernel/native/build.py
 	@touch $@
 
-.PHONY: help build check test live demo bench format clean tools
+.PHONY: help build check test live vm demo bench format clean tools
 .DELETE_ON_ERROR:

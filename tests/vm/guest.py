@@ -37,6 +37,9 @@ $b mount -t tmpfs -o mode=1777 shm /dev/shm
 $b mount -t cgroup2 cgroup2 /sys/fs/cgroup
 $b ln -s /proc/self/fd /dev/fd
 $b ip link set lo up
+echo 128M >/sys/block/zram0/disksize
+$b mkswap /dev/zram0 >/dev/null
+$b swapon /dev/zram0
 cd {folder}
 $b env -i {environment} $b setsid {command} </dev/null >/run/job/output 2>&1
 echo $? >/run/job/status
@@ -104,6 +107,7 @@ def _environment() -> list[str]:
         "HOME": "/tmp",
         "TMPDIR": "/tmp",
         "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONUNBUFFERED": "1",
     }
     return [f"{name}={value}" for name, value in ours.items()]
 

@@ -17,6 +17,7 @@ MODULES: Final = (
     # What the test bed is made of, and a swap device for the tests.
     "bridge",
     "veth",
+    "lzo_rle",
     "zram",
 )
 
