@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from migrate import descriptors
 from migrate.image import FrozenProcess, FrozenTask, Process, Task
-from migrate.kernel.blocked_syscalls import remake_restart_block
+from migrate.kernel.blocked_syscalls import remake_restart_block, shortened
 from migrate.kernel.tracee import Registers, TaskState
 from migrate.kinds import table
 from migrate.kinds.kind import Target
@@ -64,6 +64,8 @@ def _resumable(skeleton: Skeleton, task: FrozenTask) -> TaskState:
     registers = Registers.from_bytes(task.state.registers)
     remote = skeleton.remote.on(skeleton.tids[task.tid])
     resumed = remake_restart_block(remote, skeleton.tracee, registers, task.timed)
+    if task.timed is not None:
+        resumed = shortened(resumed, task.timed.remaining_ns)
     return replace(task.state, registers=resumed.to_bytes())
 
 

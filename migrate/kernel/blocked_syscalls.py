@@ -14,18 +14,19 @@ the registers go over as they are, and a fresh task with the same rax and orig_r
 is treated the same. The third is turned into the first by writing -514 over -4
 (`cured`). For the second, the destination makes the kernel write a restart block of
 its own (`remake_restart_block`): the fresh thread enters the same call with the
-time that remains, with a stop already pending, so that the call is broken off
+time that remains then, with a stop already pending, so that the call is broken off
 before it sleeps. What remains is known from the call's own `rem` argument, or from
 /proc/timer_list read before and after the stop (`Sleepers`), or else is taken to be
 all of it: a sleep may last longer than asked for, never shorter.
 
 Not exact: a timeout that travels in memory (epoll_pwait2, semtimedop,
 rt_sigtimedwait) or belongs to a socket (SO_RCVTIMEO, SO_SNDTIMEO) starts anew after
-a stop. A sleep does not count the time for which the thread was stopped.
+a stop. All others end when they would have, for as long as the thread was stopped.
 """
 
 import re
 import struct
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -104,8 +105,13 @@ class TimedCall:
     """What a thread's registers do not say about the call that it was stopped in."""
 
     number: int  # of the call as the program issued it
-    remaining_ns: int  # what is left of its timeout
+    until_ns: int  # on CLOCK_MONOTONIC: the end of its timeout
     exact: bool  # False: an upper bound
+
+    @property
+    def remaining_ns(self) -> int:
+        """What is left of it now; 0: it has ended."""
+        return max(self.until_ns - time.monotonic_ns(), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,19 +153,15 @@ def parse_syscall(text: bytes) -> Blocked | None:
     return Blocked(number, tuple(arguments), stack, instruction)
 
 
-def cured(registers: Registers, remaining_ns: int | None = None) -> Registers | None:
+def cured(registers: Registers) -> Registers | None:
     """Registers that spare the program an EINTR of our making; None: it needs no cure.
 
     Where a signal with a handler is pending, the program sees the EINTR all the
-    same, as it would have without us. ``remaining_ns``, where it is known,
-    shortens the timeout of epoll_wait, which is a register's.
+    same, as it would have without us.
     """
     if registers.error != EINTR or registers.orig_rax not in _ANSWER_EINTR:
         return None
-    cure = replace(registers, rax=_U64 - ERESTARTNOHAND)
-    if remaining_ns is not None and _epoll_timeout_ms(registers) is not None:
-        cure.r10 = _milliseconds(remaining_ns)
-    return cure
+    return replace(registers, rax=_U64 - ERESTARTNOHAND)
 
 
 def original_number(
@@ -179,6 +181,16 @@ def original_number(
     if loaded and (number := int.from_bytes(loaded[1], "little")):
         return number if number in _RESTARTED_BY_BLOCK else None
     return None
+
+
+def shortened(registers: Registers, remaining_ns: int) -> Registers:
+    """Registers with what is left of the timeout, where that is in a register.
+
+    So it is in epoll_wait, which keeps no restart block and is issued again.
+    """
+    if _epoll_timeout_ms(registers) is None:
+        return registers
+    return replace(registers, r10=_milliseconds(remaining_ns))
 
 
 def plainly_restarted(registers: Registers, number: int) -> Registers | None:
@@ -262,6 +274,7 @@ class Sleepers:
         self._issued: dict[Tid, Blocked] = {}  # with the program's own number
         self._before: bytes | None = None  # of timer_list; parsed only if needed
         self._remaining: dict[Tid, TimedCall] = {}
+        self._stopped_ns = 0
 
     def look(self) -> None:
         """See who sleeps, and until when. All threads may be running."""
@@ -276,6 +289,8 @@ class Sleepers:
         keeps a restart block, unless its number is known to nobody, and those in
         epoll_wait whose timeout is known.
         """
+        # Before the list is read: no sleep may seem to last longer than it can.
+        stopped_ns = self._stopped_ns = time.monotonic_ns()
         after = timer_list.read() if self._before and self._asleep else None
         now_ns = timer_list.taken_at_ns(after) if after else None
         abort_sequences(tracee)
@@ -294,10 +309,10 @@ class Sleepers:
                 found[tid] = TimedCall(number, 0, exact=True)
                 sleepers += self._absolute(tracee, tid, registers, now_ns)
             elif rest is not None:
-                found[tid] = TimedCall(number, rest, exact=True)
+                found[tid] = TimedCall(number, stopped_ns + rest, exact=True)
                 sleepers += self._relative(tid, registers, number, rest, known=True)
             elif requested is not None:
-                unknown[tid] = TimedCall(number, requested, exact=False)
+                unknown[tid] = TimedCall(number, stopped_ns + requested, exact=False)
                 sleepers += self._relative(tid, registers, number, requested)
         found |= self._from_timers(after, sleepers, unknown)
         self._remaining = found
@@ -305,9 +320,10 @@ class Sleepers:
 
     def cure(self, tracee: Tracee, tid: Tid) -> None:
         """Spare a stopped thread the EINTR of our making."""
-        call = self._remaining.get(tid)
-        rest = call.remaining_ns if call and call.number in _EPOLL_TIMED else None
-        if registers := cured(tracee.registers(tid), rest):
+        if registers := cured(tracee.registers(tid)):
+            call = self._remaining.get(tid)
+            if call is not None:
+                registers = shortened(registers, call.remaining_ns)
             tracee.set_registers(tid, registers)
 
     def _number(self, tracee: Tracee, tid: Tid, registers: Registers) -> int | None:
@@ -331,7 +347,8 @@ class Sleepers:
             return requested
         # restart_syscall goes on with a sleep; any other number begins a new one.
         goes_on = registers.orig_rax == _RESTART_SYSCALL
-        return min(requested, earlier.remaining_ns) if goes_on else requested
+        rest_ns = max(earlier.until_ns - self._stopped_ns, 0)
+        return min(requested, rest_ns) if goes_on else requested
 
     def _relative(
         self,
@@ -394,12 +411,14 @@ class Sleepers:
         unknown: dict[Tid, TimedCall],
     ) -> dict[Tid, TimedCall]:
         rest: dict[Tid, Remaining] = {}
+        read_ns = 0
         if self._before and after and unknown:
             earlier, later = timer_list.parse(self._before), timer_list.parse(after)
             if earlier and later:
                 rest = timer_list.remaining(earlier, later, sleepers)
+                read_ns = later.now_ns
         return {
-            tid: replace(call, remaining_ns=rest[tid].ns, exact=rest[tid].exact)
+            tid: TimedCall(call.number, read_ns + rest[tid].ns, rest[tid].exact)
             if tid in rest
             else call
             for tid, call in unknown.items()
