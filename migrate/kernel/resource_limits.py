@@ -6,9 +6,11 @@ process does it with the rights that it has.
 
 import errno
 import struct
+from collections.abc import Sequence
 from typing import Final
 
-from migrate.kernel.remote import Remote, RemoteError
+from migrate.kernel.asking import Reader
+from migrate.kernel.remote import Batch, Remote, RemoteError
 from migrate.kernel.tasks import Limit
 
 COUNT: Final = 16  # RLIM_NLIMITS, asm-generic/resource.h
@@ -34,12 +36,23 @@ def write(remote: Remote, wanted: dict[int, Limit]) -> set[int]:
         RemoteError: one was answered with anything but EPERM.
     """
     batch = remote.batch()
+    read = tell(remote, batch, wanted)
+    return read(batch.run(check=False))
+
+
+def tell(remote: Remote, batch: Batch, wanted: dict[int, Limit]) -> Reader[set[int]]:
+    """What write() does, together with others."""
+    first = len(batch)
     for number, limit in wanted.items():
         batch.add("prlimit64", 0, number, _RLIMIT64.pack(limit.soft, limit.hard), 0)
-    denied = set()
-    for number, result in zip(wanted, batch.run(check=False), strict=True):
-        if result == -errno.EPERM:
-            denied.add(number)
-        elif result < 0:
-            raise RemoteError("prlimit64", remote.pid, -result)
-    return denied
+
+    def read(results: Sequence[int]) -> set[int]:
+        denied = set()
+        for at, number in enumerate(wanted, first):
+            if results[at] == -errno.EPERM:
+                denied.add(number)
+            elif results[at] < 0:
+                raise RemoteError("prlimit64", remote.pid, -results[at])
+        return denied
+
+    return read

@@ -38,7 +38,7 @@ def told_together(remote: Remote, tells: Iterable[Tell]) -> None:
 def told_one(remote: Remote, batch: Batch, name: str, *arguments: int | bytes) -> Check:
     """Add one call, which must not fail."""
     at = batch.add(name, *arguments)
-    return lambda results: _must_all(remote, name, results[at : at + 1])
+    return none_failed(remote, name, at, at + 1)
 
 
 def all_must(
@@ -48,14 +48,18 @@ def all_must(
     first = len(batch)
     for arguments in calls:
         batch.add(name, *arguments)
-    last = len(batch)
-    return lambda results: _must_all(remote, name, results[first:last])
+    return none_failed(remote, name, first, len(batch))
+
+
+def none_failed(remote: Remote, name: str, first: int, end: int) -> Check:
+    """The check that none of the calls from ``first`` up to ``end`` failed."""
+
+    def check(results: Sequence[int]) -> None:
+        for result in results[first:end]:
+            must(remote, name, result)
+
+    return check
 
 
 def nothing(results: Sequence[int]) -> None:
     """The check of what needs no call."""
-
-
-def _must_all(remote: Remote, name: str, results: Sequence[int]) -> None:
-    for result in results:
-        must(remote, name, result)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from migrate.kernel.asking import asked, must
+from migrate.kernel.telling import told, told_one
 from migrate.kinds.kind import Kind, Scope
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from migrate.kernel.asking import Reader
     from migrate.kernel.remote import Batch, Remote
+    from migrate.kernel.telling import Check
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid, Tid
 
@@ -63,5 +65,12 @@ def ask(remote: Remote, batch: Batch) -> Reader[AlternateStack]:
 
 def restore(record: AlternateStack, target: Target, tid: Tid) -> None:
     """Set it; its memory need not be there yet."""
+    told(target.remote.on(tid), lambda remote, batch: tell(record, None, remote, batch))
+
+
+def tell(
+    record: AlternateStack, there: AlternateStack | None, remote: Remote, batch: Batch
+) -> Check:
+    """Tell together with others."""
     stack = _STACK_T.pack(record.pointer, record.flags, 0, record.size)
-    target.remote.on(tid).syscall("sigaltstack", stack, 0)
+    return told_one(remote, batch, "sigaltstack", stack, 0)

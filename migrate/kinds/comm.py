@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from migrate.kernel import procfs
+from migrate.kernel.telling import told, told_one
 from migrate.kinds.kind import CannotCarry, Kind, Scope
 
 if TYPE_CHECKING:
+    from migrate.kernel.remote import Batch, Remote
+    from migrate.kernel.telling import Check
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid, Tid
 
@@ -46,7 +49,12 @@ def restore(record: Comm, target: Target, tid: Tid) -> None:
     Raises:
         CannotCarry: it is too long for a name, or holds a NUL.
     """
+    told(target.remote.on(tid), lambda remote, batch: tell(record, None, remote, batch))
+
+
+def tell(record: Comm, there: Comm | None, remote: Remote, batch: Batch) -> Check:
+    """Tell together with others."""
     if len(record.name) > _NAME_BYTES_MAX or b"\0" in record.name:
         raise CannotCarry(KIND.name, "The peer's thread name is not one.")
-    remote = target.remote.on(tid)
-    remote.syscall("prctl", _PR_SET_NAME, record.name + b"\0", 0, 0, 0)
+    name = record.name + b"\0"
+    return told_one(remote, batch, "prctl", _PR_SET_NAME, name, 0, 0, 0)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from migrate.kernel import procfs
 from migrate.kernel.asking import asked, must
 from migrate.kernel.tasks import Capabilities, Ids
+from migrate.kernel.telling import none_failed, told
 from migrate.kinds.kind import CannotCarry, Kind, Scope
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from migrate.kernel.asking import Reader
     from migrate.kernel.remote import Batch, Remote
+    from migrate.kernel.telling import Check
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid, Tid
 
@@ -131,10 +133,17 @@ def restore(record: Credentials, target: Target, tid: Tid) -> None:
     """
     remote = target.remote.on(tid)
     there = asked(remote, ask)
-    _require_same_ids(record, there, target.pid)
+    told(remote, lambda remote, batch: tell(record, there, remote, batch))
+
+
+def tell(
+    record: Credentials, there: Credentials, remote: Remote, batch: Batch
+) -> Check:
+    """Tell together with others."""
+    _require_same_ids(record, there, remote.pid)
     wanted, have = record.capabilities, there.capabilities
-    _require_capabilities(wanted, have, target.pid)
-    batch = remote.batch()
+    _require_capabilities(wanted, have, remote.pid)
+    first = len(batch)
     # The order matters: everything before the last capset(2) may need CAP_SETPCAP,
     # and an ambient capability must be permitted and inheritable (capabilities(7)).
     for number in _bits(have.bounding & ~wanted.bounding):
@@ -153,7 +162,7 @@ def restore(record: Credentials, target: Target, tid: Tid) -> None:
         _add_capset(batch, wanted.effective, wanted.permitted, inheritable)
     if record.no_new_privs and not there.no_new_privs:
         batch.add("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    batch.run()
+    return none_failed(remote, "prctl or capset", first, len(batch))
 
 
 def _add_capset(batch: Batch, effective: int, permitted: int, inheritable: int) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from migrate.kernel.asking import asked, must
+from migrate.kernel.telling import told, told_one
 from migrate.kinds.kind import CannotCarry, Kind, Scope
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from migrate.kernel.asking import Reader
     from migrate.kernel.remote import Batch, Remote
+    from migrate.kernel.telling import Check
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid
 
@@ -79,4 +81,12 @@ def ask(remote: Remote, batch: Batch) -> Reader[Dumpable]:
 
 def restore(record: Dumpable, target: Target) -> None:
     """Set it."""
-    target.remote.syscall("prctl", _PR_SET_DUMPABLE, int(record.dumpable), 0, 0, 0)
+    told(target.remote, lambda remote, batch: tell(record, None, remote, batch))
+
+
+def tell(
+    record: Dumpable, there: Dumpable | None, remote: Remote, batch: Batch
+) -> Check:
+    """Tell together with others."""
+    dumpable = int(record.dumpable)
+    return told_one(remote, batch, "prctl", _PR_SET_DUMPABLE, dumpable, 0, 0, 0)

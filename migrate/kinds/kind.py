@@ -119,6 +119,8 @@ class Target:
     pidfd: PidFd
     parking: Parking = field(default_factory=lambda: Parking())
     parked: dict[tuple[str | int, ...], RemoteFd] = field(default_factory=dict)
+    # What late kinds have found there, by kind and thread (None: the process's).
+    standing: dict[tuple[str, Tid | None], Record] = field(default_factory=dict)
     # Numbers that a description lost in this pass while it lives on at others.
     vacated: frozenset[int] = frozenset()
 
@@ -237,6 +239,13 @@ class ProcessKind(Protocol):
 
     def restore(self, record: Record, target: Target) -> None:
         """Rebuild it; may be called again with a newer record."""
+
+    # Two more, which a module of a process's or a task's kind may leave out:
+    #   ask(remote, batch) -> Reader
+    # does what dump() does, together with other kinds (migrate.kernel.asking).
+    #   tell(record, there, remote, batch) -> Check
+    # does what restore() does, together with others (migrate.kernel.telling). `there`
+    # is what dump() says of the target, for a late kind; None for all others.
 
 
 class TaskKind(Protocol):

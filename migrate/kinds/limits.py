@@ -17,9 +17,14 @@ from typing import TYPE_CHECKING
 
 from migrate.kernel import procfs, resource_limits
 from migrate.kernel.tasks import Limit
+from migrate.kernel.telling import told
 from migrate.kinds.kind import CannotCarry, Kind, Scope
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from migrate.kernel.remote import Batch, Remote
+    from migrate.kernel.telling import Check
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid
 
@@ -61,18 +66,32 @@ def restore(record: Limits, target: Target) -> None:
         CannotCarry: a limit that applied at the source is higher than the
             destination allows.
     """
+    remote = target.remote
+    there = Limits(resource_limits.read(remote))
+    told(remote, lambda remote, batch: tell(record, there, remote, batch))
+
+
+def tell(record: Limits, there: Limits, remote: Remote, batch: Batch) -> Check:
+    """Tell together with others."""
     if len(record.limits) != resource_limits.COUNT:
         raise CannotCarry(KIND.name, "The peer's limits are not sixteen.")
-    there = resource_limits.read(target.remote)
     wanted = {
         number: limit
         for number, limit in enumerate(record.limits)
-        if limit != there[number]
+        if limit != there.limits[number]
     }
-    denied = resource_limits.write(target.remote, wanted)
-    if not denied:
-        return
-    lower = {n: Limit(wanted[n].soft, there[n].hard) for n in denied}
+    read = resource_limits.tell(remote, batch, wanted)
+
+    def check(results: Sequence[int]) -> None:
+        if denied := read(results):
+            _set_lower({n: wanted[n] for n in denied}, there, remote)
+
+    return check
+
+
+def _set_lower(denied: dict[int, Limit], there: Limits, remote: Remote) -> None:
+    """Set only the soft limits of those whose hard limit could not be raised."""
+    lower = {n: Limit(limit.soft, there.limits[n].hard) for n, limit in denied.items()}
     for number, limit in lower.items():
         if limit.soft > limit.hard:
             raise CannotCarry(
@@ -80,11 +99,11 @@ def restore(record: Limits, target: Target) -> None:
                 f"Its limit {number} (see getrlimit(2)) is {limit.soft}, and at the "
                 f"destination it cannot be more than {limit.hard}. Raise the hard "
                 "limit of the agent there, or lower that of the process.",
-                pid=target.pid,
+                pid=remote.pid,
             )
-    resource_limits.write(target.remote, lower)
+    resource_limits.write(remote, lower)
     _log.warning(
         "pid %d: hard limits %s could not be raised to what they were",
-        target.pid,
+        remote.pid,
         ", ".join(map(str, sorted(denied))),
     )

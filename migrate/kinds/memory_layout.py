@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from migrate.kernel import procfs
 from migrate.kernel.asking import asked, must
+from migrate.kernel.telling import told, told_one
 from migrate.kinds.kind import CannotCarry, Kind, Scope
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from migrate.kernel.asking import Reader
     from migrate.kernel.remote import Batch, Remote
+    from migrate.kernel.telling import Check
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid
 
@@ -84,10 +86,15 @@ def restore(record: MemoryLayout, target: Target) -> None:
     Raises:
         CannotCarry: the auxiliary vector is none.
     """
+    told(target.remote, lambda remote, batch: tell(record, None, remote, batch))
+
+
+def tell(
+    record: MemoryLayout, there: MemoryLayout | None, remote: Remote, batch: Batch
+) -> Check:
+    """Tell together with others."""
     if len(record.auxv) > _AUXV_BYTES_MAX or len(record.auxv) % 16:
         raise CannotCarry(KIND.name, "The peer's auxiliary vector is not one.")
-    remote = target.remote
-    remote.reset()
     auxv = remote.space(_AUXV_BYTES_MAX)
     remote.write(auxv, record.auxv)
     layout = _MM_MAP.pack(
@@ -101,4 +108,5 @@ def restore(record: MemoryLayout, target: Target) -> None:
         len(record.auxv),
         _NO_EXE,
     )
-    remote.syscall("prctl", _PR_SET_MM, _PR_SET_MM_MAP, layout, len(layout), 0)
+    which = _PR_SET_MM, _PR_SET_MM_MAP
+    return told_one(remote, batch, "prctl", *which, layout, len(layout), 0)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from migrate.kernel import procfs
 from migrate.kernel.asking import asked, must
+from migrate.kernel.telling import nothing, told, told_one
 from migrate.kinds.kind import Kind, Scope
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from migrate.kernel.asking import Reader
     from migrate.kernel.remote import Batch, Remote
+    from migrate.kernel.telling import Check
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid, Tid
 
@@ -74,18 +76,25 @@ def ask(remote: Remote, batch: Batch) -> Reader[ParentDeathSignal]:
 
 def restore(record: ParentDeathSignal, target: Target, tid: Tid) -> None:
     """Set it, where a parent's end means what it meant."""
-    if not record.signal:
-        return
-    if not _has_own_init(target.pid):
+    told(target.remote.on(tid), lambda remote, batch: tell(record, None, remote, batch))
+
+
+def tell(
+    record: ParentDeathSignal,
+    there: ParentDeathSignal | None,
+    remote: Remote,
+    batch: Batch,
+) -> Check:
+    """Tell together with others."""
+    if record.signal and not _has_own_init(remote.pid):
         _log.warning(
             "thread %d: signal %d at the end of its parent is left out, for the "
             "parent did not come along",
-            tid,
+            remote.tid,
             record.signal,
         )
-        return
-    remote = target.remote.on(tid)
-    remote.syscall("prctl", _PR_SET_PDEATHSIG, record.signal, 0, 0, 0)
+        return nothing
+    return told_one(remote, batch, "prctl", _PR_SET_PDEATHSIG, record.signal, 0, 0, 0)
 
 
 def _has_own_init(pid: Pid) -> bool:

@@ -15,9 +15,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from migrate.kernel import procfs
+from migrate.kernel.telling import all_must, nothing, told
 from migrate.kinds.kind import CannotCarry, Kind, Scope
 
 if TYPE_CHECKING:
+    from migrate.kernel.remote import Batch, Remote
+    from migrate.kernel.telling import Check
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid
 
@@ -75,17 +78,27 @@ def restore(record: PendingSignals, target: Target) -> None:
     Raises:
         CannotCarry: a siginfo is not one.
     """
+    there = PendingSignals(
+        tuple(target.tracee.peek_signals(target.tracee.tids[0], shared=True))
+    )
+    told(target.remote, lambda remote, batch: tell(record, there, remote, batch))
+
+
+def tell(
+    record: PendingSignals, there: PendingSignals, remote: Remote, batch: Batch
+) -> Check:
+    """Tell together with others."""
     if not record.infos:
-        return
-    there = Counter(target.tracee.peek_signals(target.tracee.tids[0], shared=True))
-    own_pid = target.remote.syscall("getpid")
-    batch = target.remote.batch()
+        return nothing
+    queued = Counter(there.infos)
+    own_pid, _ = remote.own_ids()
+    calls = []
     for info in record.infos:
         number = int.from_bytes(info[:4], "little")
         if len(info) != _SIGINFO_BYTES or not 1 <= number <= _SIGNAL_MAX:
             raise CannotCarry(KIND.name, "A pending signal of the peer is not one.")
-        if there[info]:
-            there[info] -= 1
+        if queued[info]:
+            queued[info] -= 1
         else:
-            batch.add("rt_sigqueueinfo", own_pid, number, info)
-    batch.run()
+            calls.append((own_pid, number, info))
+    return all_must(remote, batch, "rt_sigqueueinfo", calls)

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from migrate.kernel import procfs
+from migrate.kernel.telling import all_must, nothing, told
 from migrate.kinds.kind import CannotCarry, Kind, Scope
 
 if TYPE_CHECKING:
+    from migrate.kernel.remote import Batch, Remote
+    from migrate.kernel.telling import Check
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid, Tid
 
@@ -64,21 +67,27 @@ def restore(record: PendingTaskSignals, target: Target, tid: Tid) -> None:
     Raises:
         CannotCarry: a siginfo is not one.
     """
+    there = PendingTaskSignals(tuple(target.tracee.peek_signals(tid, shared=False)))
+    told(
+        target.remote.on(tid), lambda remote, batch: tell(record, there, remote, batch)
+    )
+
+
+def tell(
+    record: PendingTaskSignals, there: PendingTaskSignals, remote: Remote, batch: Batch
+) -> Check:
+    """Tell together with others."""
     if not record.infos:
-        return
-    there = Counter(target.tracee.peek_signals(tid, shared=False))
-    remote = target.remote.on(tid)
-    ids = remote.batch()
-    ids.add("getpid")
-    ids.add("gettid")
-    own_pid, own_tid = ids.run()
-    batch = remote.batch()
+        return nothing
+    queued = Counter(there.infos)
+    ids = remote.own_ids()
+    calls = []
     for info in record.infos:
         number = int.from_bytes(info[:4], "little")
         if len(info) != _SIGINFO_BYTES or not 1 <= number <= _SIGNAL_MAX:
             raise CannotCarry(KIND.name, "A pending signal of the peer is not one.")
-        if there[info]:
-            there[info] -= 1
+        if queued[info]:
+            queued[info] -= 1
         else:
-            batch.add("rt_tgsigqueueinfo", own_pid, own_tid, number, info)
-    batch.run()
+            calls.append((*ids, number, info))
+    return all_must(remote, batch, "rt_tgsigqueueinfo", calls)

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from migrate.kernel import procfs
+from migrate.kernel.telling import told, told_one
 from migrate.kinds.kind import Kind, Scope
 
 if TYPE_CHECKING:
+    from migrate.kernel.remote import Batch, Remote
+    from migrate.kernel.telling import Check
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid, Tid
 
@@ -50,7 +53,17 @@ def dump(source: Source, tid: Tid) -> Personality:
 def restore(record: Personality, target: Target, tid: Tid) -> None:
     """Set it, if it is another."""
     if _read(target.pid, tid) != record.persona:
-        target.remote.on(tid).syscall("personality", record.persona)
+        told(
+            target.remote.on(tid),
+            lambda remote, batch: tell(record, None, remote, batch),
+        )
+
+
+def tell(
+    record: Personality, there: Personality | None, remote: Remote, batch: Batch
+) -> Check:
+    """Tell together with others."""
+    return told_one(remote, batch, "personality", record.persona)
 
 
 def _read(pid: Pid, tid: Tid) -> int:

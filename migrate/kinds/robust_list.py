@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from migrate.kernel import syscalls
+from migrate.kernel.telling import told, told_one
 from migrate.kinds.kind import Kind, Scope
 
 if TYPE_CHECKING:
+    from migrate.kernel.remote import Batch, Remote
+    from migrate.kernel.telling import Check
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid, Tid
 
@@ -45,4 +48,11 @@ def dump(source: Source, tid: Tid) -> RobustList:
 
 def restore(record: RobustList, target: Target, tid: Tid) -> None:
     """Set it; the kernel looks at it when the thread ends, not before."""
-    target.remote.on(tid).syscall("set_robust_list", record.head, _HEAD_BYTES)
+    told(target.remote.on(tid), lambda remote, batch: tell(record, None, remote, batch))
+
+
+def tell(
+    record: RobustList, there: RobustList | None, remote: Remote, batch: Batch
+) -> Check:
+    """Tell together with others."""
+    return told_one(remote, batch, "set_robust_list", record.head, _HEAD_BYTES)

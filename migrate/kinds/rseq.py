@@ -14,14 +14,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from migrate.kernel.telling import all_must, told
 from migrate.kinds.kind import Kind, Scope
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from migrate.kernel.remote import Batch, Remote
+    from migrate.kernel.telling import Check
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid, Tid
 
 _SEQUENCE_OFFSET: Final = 8  # offsetof(struct rseq, rseq_cs), linux/rseq.h
 _SEQUENCE_BYTES: Final = 8
+_NO_SEQUENCE: Final = bytes(_SEQUENCE_BYTES)
 _UNREGISTER: Final = 1  # RSEQ_FLAG_UNREGISTER
 
 
@@ -48,7 +54,7 @@ def dump(source: Source, tid: Tid) -> Rseq:
     """Ask ptrace for the registration and read the sequence's pointer."""
     found = source.tracee.rseq(tid)
     if found is None:
-        return Rseq(0, 0, 0, 0, bytes(_SEQUENCE_BYTES))
+        return Rseq(0, 0, 0, 0, _NO_SEQUENCE)
     sequence = source.tracee.memory.read(
         found.pointer + _SEQUENCE_OFFSET, _SEQUENCE_BYTES
     )
@@ -57,13 +63,30 @@ def dump(source: Source, tid: Tid) -> Rseq:
 
 def restore(record: Rseq, target: Target, tid: Tid) -> None:
     """Register the same area, after giving up another that is registered."""
-    remote = target.remote.on(tid)
-    there = target.tracee.rseq(tid)
-    batch = remote.batch()
-    if there is not None:
-        batch.add("rseq", there.pointer, there.size, _UNREGISTER, there.signature)
+    found = target.tracee.rseq(tid)
+    there = (
+        Rseq(found.pointer, found.size, found.signature, found.flags, _NO_SEQUENCE)
+        if found
+        else None
+    )
+    told(
+        target.remote.on(tid), lambda remote, batch: tell(record, there, remote, batch)
+    )
+
+
+def tell(record: Rseq, there: Rseq | None, remote: Remote, batch: Batch) -> Check:
+    """Tell together with others."""
+    calls = []
+    if there is not None and there.pointer:
+        calls.append((there.pointer, there.size, _UNREGISTER, there.signature))
     if record.pointer:
-        batch.add("rseq", record.pointer, record.size, record.flags, record.signature)
-    batch.run()
-    if record.pointer:
-        target.memory.write(record.pointer + _SEQUENCE_OFFSET, record.sequence)
+        calls.append((record.pointer, record.size, record.flags, record.signature))
+    done = all_must(remote, batch, "rseq", calls)
+
+    def check(results: Sequence[int]) -> None:
+        done(results)
+        # Registering has cleared it.
+        if record.pointer and record.sequence != _NO_SEQUENCE:
+            remote.write(record.pointer + _SEQUENCE_OFFSET, record.sequence)
+
+    return check

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from migrate.kernel.asking import asked, must
+from migrate.kernel.telling import all_must, told
 from migrate.kinds.kind import Kind, Scope
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from migrate.kernel.asking import Reader
     from migrate.kernel.remote import Batch, Remote
+    from migrate.kernel.telling import Check
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid
 
@@ -85,6 +87,13 @@ def ask(remote: Remote, batch: Batch) -> Reader[SignalActions]:
 
 def restore(record: SignalActions, target: Target) -> None:
     """Set all of them: those not listed back to the default."""
+    told(target.remote, lambda remote, batch: tell(record, None, remote, batch))
+
+
+def tell(
+    record: SignalActions, there: SignalActions | None, remote: Remote, batch: Batch
+) -> Check:
+    """Tell together with others."""
     wanted = {
         action.signal: _ACTION.pack(
             action.handler, action.flags, action.restorer, action.mask
@@ -92,7 +101,9 @@ def restore(record: SignalActions, target: Target) -> None:
         for action in record.actions
     }
     default = bytes(_ACTION.size)
-    batch = target.remote.batch()
-    for number in _SETTABLE:
-        batch.add("rt_sigaction", number, wanted.get(number, default), 0, _MASK_BYTES)
-    batch.run()
+    return all_must(
+        remote,
+        batch,
+        "rt_sigaction",
+        [(number, wanted.get(number, default), 0, _MASK_BYTES) for number in _SETTABLE],
+    )

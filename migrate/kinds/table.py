@@ -144,6 +144,12 @@ def unpack(dumped: Dumped) -> Record:
         ) from error
 
 
+def warm() -> None:
+    """Make what unpack() needs, so that no first time is within the freeze."""
+    for module in _modules().values():
+        _decoder(module.KIND.record)
+
+
 _encoder = msgspec.msgpack.Encoder()
 
 

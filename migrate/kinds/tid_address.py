@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from migrate.kernel.asking import asked, must
+from migrate.kernel.telling import told, told_one
 from migrate.kinds.kind import Kind, Scope
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from migrate.kernel.asking import Reader
     from migrate.kernel.remote import Batch, Remote
+    from migrate.kernel.telling import Check
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid, Tid
 
@@ -58,4 +60,11 @@ def ask(remote: Remote, batch: Batch) -> Reader[TidAddress]:
 
 def restore(record: TidAddress, target: Target, tid: Tid) -> None:
     """Set it."""
-    target.remote.on(tid).syscall("set_tid_address", record.pointer)
+    told(target.remote.on(tid), lambda remote, batch: tell(record, None, remote, batch))
+
+
+def tell(
+    record: TidAddress, there: TidAddress | None, remote: Remote, batch: Batch
+) -> Check:
+    """Tell together with others."""
+    return told_one(remote, batch, "set_tid_address", record.pointer)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from migrate.kernel.asking import asked, must
+from migrate.kernel.telling import nothing, told, told_one
 from migrate.kinds.kind import Kind, Scope
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from migrate.kernel.asking import Reader
     from migrate.kernel.remote import Batch, Remote
+    from migrate.kernel.telling import Check
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid, Tid
 
@@ -58,6 +60,14 @@ def ask(remote: Remote, batch: Batch) -> Reader[TimerSlack]:
 
 def restore(record: TimerSlack, target: Target, tid: Tid) -> None:
     """Set it; a thread without slack has none because of its policy."""
-    if record.slack_ns:
-        remote = target.remote.on(tid)
-        remote.syscall("prctl", _PR_SET_TIMERSLACK, record.slack_ns, 0, 0, 0)
+    told(target.remote.on(tid), lambda remote, batch: tell(record, None, remote, batch))
+
+
+def tell(
+    record: TimerSlack, there: TimerSlack | None, remote: Remote, batch: Batch
+) -> Check:
+    """Tell together with others."""
+    slack_ns = record.slack_ns
+    if not slack_ns:
+        return nothing
+    return told_one(remote, batch, "prctl", _PR_SET_TIMERSLACK, slack_ns, 0, 0, 0)

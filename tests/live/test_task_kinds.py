@@ -185,11 +185,16 @@ def test_a_process_survives_being_given_its_own(name: str, tmp_path: Path) -> No
 def dump_and_restore_all(source: Source) -> None:
     """Every kind's record, over the wire and back, into where it came from."""
     target = as_target(source)
-    of_process = [table.pack(m.KIND, m.dump(source)) for m in OF_PROCESS]
+    of_process = [
+        table.pack(m.KIND, record)
+        for m in OF_PROCESS
+        if (record := m.dump(source)) is not None
+    ]
     of_tasks = [
-        (tid, table.pack(m.KIND, m.dump(source, tid)))
+        (tid, table.pack(m.KIND, record))
         for tid in source.tracee.tids
         for m in OF_TASK
+        if (record := m.dump(source, tid)) is not None
     ]
     modules: dict[str, Any] = {m.KIND.name: m for m in ALL}
     for dumped in of_process:
