@@ -92,6 +92,9 @@ class Layout:
     readvised: tuple[Vma, ...]
     renewed: tuple[Vma, ...]
     files: tuple[MappedFile, ...]  # those that ``added`` and ``renewed`` map
+    # From where to where the mappings go that these are now parts of: mremap(2) takes
+    # a whole one and no part of two.
+    extents: tuple[tuple[int, int], ...]
 
     @classmethod
     def of(
@@ -99,6 +102,7 @@ class Layout:
         change: AddressSpaceChange,
         renewed: tuple[Vma, ...],
         files: tuple[MappedFile, ...],
+        extents: tuple[tuple[int, int], ...],
     ) -> "Layout":
         """What the destination needs to know of a change."""
         return cls(
@@ -108,6 +112,7 @@ class Layout:
             change.readvised,
             renewed,
             files,
+            extents,
         )
 
 

@@ -8,6 +8,7 @@ which a round may hold some back; the last of them, sent while nothing runs, is 
 """
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
@@ -110,7 +111,8 @@ class OutgoingMemory:
         if dropped.remapped:
             renewed = _parts(new, dropped.remapped)
             nothing = AddressSpaceChange()
-            self._announce(nothing, renewed, mapped_files(self._pid, renewed))
+            files = mapped_files(self._pid, renewed)
+            self._announce(nothing, renewed, files, _extents(new, nothing, renewed))
         self.sent -= change.emptied
         self._backlog.note(written, new, change.emptied)
         return Taken(
@@ -127,8 +129,9 @@ class OutgoingMemory:
                 files = mapped_files(self._pid, change.added)
             except MappingVanished:
                 continue
-            if change:
-                self._announce(change, (), files)
+            extents = _extents(new, change) + _joined(self._space, new)
+            if change or extents:
+                self._announce(change, (), files, extents)
             self._space = new
             return new, change
         raise CannotCarry(
@@ -142,8 +145,9 @@ class OutgoingMemory:
         change: AddressSpaceChange,
         renewed: tuple[Vma, ...],
         files: tuple[image.MappedFile, ...],
+        extents: tuple[tuple[int, int], ...],
     ) -> None:
-        layout = Layout.of(change, renewed, files)
+        layout = Layout.of(change, renewed, files, extents)
         self._channel.send(m.Layout(_ROOT, image.encode(layout)))
 
     def _look_at_mappings(self, *, final: bool) -> AddressSpace:
@@ -231,6 +235,31 @@ class OutgoingMemory:
         if not at_once:
             self._sender.drain()
         self.sent |= PageSet.of(run for pages in found for run in pages)
+
+
+def _extents(
+    new: AddressSpace, change: AddressSpaceChange, renewed: tuple[Vma, ...] = ()
+) -> tuple[tuple[int, int], ...]:
+    """From where to where the mappings go that something was done to."""
+    touched = PageSet.of(
+        (vma.start, vma.end) for vma in (*change.added, *change.reprotected, *renewed)
+    )
+    return tuple(
+        (vma.start, vma.end)
+        for vma in new.vmas
+        if touched & PageSet.of([(vma.start, vma.end)])
+    )
+
+
+def _joined(old: AddressSpace, new: AddressSpace) -> tuple[tuple[int, int], ...]:
+    """Those that are one now, and were several."""
+    starts = [vma.start for vma in old.vmas]
+
+    def inside(vma: Vma) -> bool:
+        at = bisect_right(starts, vma.start)
+        return at < len(starts) and starts[at] < vma.end
+
+    return tuple((vma.start, vma.end) for vma in new.vmas if inside(vma))
 
 
 def _require_carried(pid: Pid, added: tuple[Vma, ...]) -> None:

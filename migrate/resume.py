@@ -120,7 +120,7 @@ def _rehearse() -> None:
     """Have msgspec look at each record's class now: that takes it 100 µs a class."""
     table.warm()
     image.decode(image.encode(FrozenTree(())), FrozenTree)
-    image.decode(image.encode(Layout((), (), (), (), (), ())), Layout)
+    image.decode(image.encode(Layout((), (), (), (), (), (), ())), Layout)
 
 
 def _look(target: Target, tid: Tid | None) -> None:

@@ -16,7 +16,9 @@ import os
 import select
 import signal
 import struct
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Final, Self
 
 from migrate.image import Layout, Process, Task
@@ -33,8 +35,10 @@ from migrate.kernel.tracee import Tracee
 from migrate.mapping import CannotBuild, advise_anew, map_all
 from precopy.address_space import AddressSpace, Vma
 from precopy.errors import TaskVanished
-from precopy.ids import Tid
+from precopy.ids import PAGE_BYTES, Tid
 from precopy.page_set import PageSet
+from precopy.page_stream import BATCH_PAGES_MAX
+from precopy.pagemap import Pagemap
 from transport.messages import PidPolicy
 
 _MREMAP_MAYMOVE_FIXED: Final = 3
@@ -211,7 +215,50 @@ class Skeleton:
             batch.add("mprotect", vma.start, vma.length, int(vma.prot))
         batch.run()
         advise_anew(self.remote, layout.readvised)
+        self._rejoin(layout.extents, new)
         self.space = new
+
+    def _rejoin(self, extents: Iterable[tuple[int, int]], wanted: AddressSpace) -> None:
+        """What is one mapping there is one here: mremap(2) takes no part of two.
+
+        Two pieces that were written to before a third came between them stay apart
+        (mm/vma.c: their anon_vma differ), where at the source it was one all the time.
+        """
+        have = procfs.read_maps(self.pid)
+        starts = [vma.start for vma in have.vmas]
+        for start, end in extents:
+            inside = bisect_right(starts, start)
+            if inside == len(starts) or starts[inside] >= end:
+                continue
+            vma = wanted.find(start)
+            if vma is not None and vma.is_ours and vma.is_anonymous:
+                whole = replace(vma, start=start, end=end)
+                self._remake(whole, _free(have, wanted, length=whole.length))
+
+    def _remake(self, vma: Vma, aside: int) -> None:
+        """Map it in one piece, aside; copy its pages; put it in place."""
+        whole = replace(vma, start=aside, end=aside + vma.length)
+        map_all(self.remote, [whole], ())
+        memory = self.tracee.memory
+        buffer = bytearray(BATCH_PAGES_MAX * PAGE_BYTES)
+        with Pagemap(self.pid) as pagemap:
+            pages = pagemap.own([(vma.start, vma.end)])
+        by = aside - vma.start
+        for cut in pages.cuts(BATCH_PAGES_MAX):
+            read = memory.read_runs(cut, buffer)
+            there = PageSet.of((start + by, end + by) for start, end in read)
+            memory.write_runs(there, memoryview(buffer)[: read.bytes])
+        batch = self.remote.batch()
+        batch.add("munmap", vma.start, vma.length)
+        batch.add(
+            "mremap",
+            aside,
+            vma.length,
+            vma.length,
+            _MREMAP_MAYMOVE_FIXED,
+            vma.start,
+        )
+        batch.run()
 
     def _make_way(self, new: AddressSpace) -> None:
         """Move the workbench if the source has come to map where it lies."""
@@ -338,13 +385,17 @@ def _kernel_block(space: AddressSpace) -> list[Vma]:
     return [v for v in space.vmas if v.is_kernel and v.name != "[vsyscall]"]
 
 
-def _free(*spaces: AddressSpace) -> int:
-    """An address where a workbench (and the kernel's block behind it) fits in all."""
+def _free(*spaces: AddressSpace, length: int = 0) -> int:
+    """An address that is free in all, with room for ``length`` bytes.
+
+    There is always room for a workbench and the kernel's own block behind it.
+    """
     taken = PageSet.EMPTY
     for space in spaces:
         taken |= space.ranges()
+    room = max(4 * WORKBENCH_BYTES, length)
     address = _WORKBENCH_FROM
-    while taken & PageSet.of([(address, address + 4 * WORKBENCH_BYTES)]):
+    while taken & PageSet.of([(address, address + room)]):
         address += _WORKBENCH_STEP
     return address
 

@@ -88,7 +88,7 @@ class MapsParser:
             known = self._known
             lines = _lines("maps", maps)
             vmas = [known.get(line) or parse_vma(line) for line in lines]
-            self._space = _space("maps", vmas)
+            self._space = _space(vmas)
             self._known = dict(zip(lines, vmas, strict=True))
             self._maps = maps
         return self._space
@@ -100,7 +100,7 @@ def parse_maps(maps: bytes) -> AddressSpace:
     Raises:
         MalformedText: a line is not from maps, or the text ends within one.
     """
-    return _space("maps", [parse_vma(line) for line in _lines("maps", maps)])
+    return _space([parse_vma(line) for line in _lines("maps", maps)])
 
 
 def parse_smaps(smaps: bytes) -> AddressSpace:
@@ -130,15 +130,27 @@ def parse_smaps(smaps: bytes) -> AddressSpace:
             header = None
     if header is not None:
         raise MalformedText("smaps", header)
-    return _space("smaps", vmas)
+    return _space(vmas)
 
 
-def _space(file: str, vmas: list[Vma]) -> AddressSpace:
+def _space(vmas: list[Vma]) -> AddressSpace:
+    """The address space that these lines, in their order, tell of.
+
+    The kernel lists a running process piece by piece and lets go of it in between
+    (fs/proc/task_mmu.c), so what moves or grows meanwhile may be listed twice: the
+    later line is the later look, and what it covers is cut off the earlier ones.
+    """
     try:
         return AddressSpace(vmas)
-    except ValueError as error:
-        # Of a process that maps and unmaps meanwhile: read it again.
-        raise MalformedText(file, str(error).encode()) from None
+    except ValueError:
+        kept: list[Vma] = []
+        for vma in vmas:
+            while kept and kept[-1].start >= vma.start:
+                kept.pop()
+            if kept and kept[-1].end > vma.start:
+                kept[-1] = kept[-1].part(kept[-1].start, vma.start)
+            kept.append(vma)
+        return AddressSpace(kept)
 
 
 def _lines(file: str, content: bytes) -> list[bytes]:

@@ -12,7 +12,7 @@ looks again.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import ENOENT, ESRCH
 from typing import Final
@@ -104,7 +104,6 @@ __all__ = [
     "timers",
 ]
 
-_LOOKS_MAX: Final = 20  # of those at a churning process, one in eighty made no sense
 _CHUNK_BYTES: Final = 1 << 16
 
 
@@ -141,35 +140,14 @@ def read_maps(pid: Pid, parser: MapsParser | None = None) -> AddressSpace:
     """The VMAs of ``pid``, without flags; none for a zombie or a kernel thread.
 
     ``parser`` remembers the last look and makes the next one cheap.
-
-    Raises:
-        MalformedText: it never made sense, however often it was read.
     """
-    return _settled(pid, "maps", parser.parse if parser else parse_maps)
+    content = read(pid, "maps")
+    return parser.parse(content) if parser else parse_maps(content)
 
 
 def read_smaps(pid: Pid) -> AddressSpace:
-    """The VMAs of ``pid`` with their flags. Walks the page tables: 1 ms a GiB.
-
-    Raises as ``read_maps`` does.
-    """
-    return _settled(pid, "smaps", parse_smaps)
-
-
-def _settled(
-    pid: Pid, name: str, parse: Callable[[bytes], AddressSpace]
-) -> AddressSpace:
-    """Read until it makes sense: the list of a running process is made piece by piece.
-
-    The kernel lets go of the address space between two pieces, so what moves
-    meanwhile may be listed twice (fs/proc/task_mmu.c, m_start()).
-    """
-    for _ in range(_LOOKS_MAX - 1):
-        try:
-            return parse(read(pid, name))
-        except MalformedText:
-            continue
-    return parse(read(pid, name))
+    """The VMAs of ``pid`` with their flags. Walks the page tables: 1 ms a GiB."""
+    return parse_smaps(read(pid, "smaps"))
 
 
 def mapped_file(pid: Pid, vma: Vma) -> str:

@@ -70,12 +70,22 @@ def test_the_deleted_mark_stays_as_part_of_the_name() -> None:
         b"0-10000000000001000 r--p 00000000 fe:00 7\n",
         b"\n",
         b"zz\n",
-        b"1000-3000 r--p 00000000 fe:00 7\n2000-4000 r--p 00000000 fe:00 7\n",
     ],
 )
 def test_maps_cut_short_or_from_elsewhere_are_malformed(maps: bytes) -> None:
     with pytest.raises(MalformedText):
         procfs.parse_maps(maps)
+
+
+def test_of_an_address_that_is_listed_twice_the_later_line_is_right() -> None:
+    lines = (
+        b"1000-3000 r--p 00000000 fe:00 7 /a\n",
+        b"2000-4000 rw-p 00001000 fe:00 8 /b\n",
+        b"2000-5000 rw-p 00002000 fe:00 9 /c\n",
+    )
+    first, second = procfs.parse_maps(b"".join(lines)).vmas
+    assert (first.start, first.end, first.name) == (0x1000, 0x2000, "/a")
+    assert (second.start, second.end, second.name) == (0x2000, 0x5000, "/c")
 
 
 def test_no_maps_at_all_is_an_empty_space() -> None:
