@@ -293,18 +293,12 @@ class Departure:
         """One short stop: what is it made of, and start to track its writes."""
         # What can be seen of a running process is looked at before the stop.
         mapped = dump.Mapped.of(self._pid)
-        self._sleepers.look()
-        tracee = Tracee.seize(self._pid)
-        try:
-            self._sleepers.remaining(tracee)
-            with tracee.remote() as remote:
-                source = self._source(tracee, remote)
-                self._process = dump.outline(source, mapped, self._known_descriptors)
-                self._tracker = tracking.tracker(
-                    self._options.tracker, source, brake.holding
-                )
-        finally:
-            tracee.detach(cure=self._sleepers.cure)
+        with brake.holding() as tracee, tracee.remote() as remote:
+            source = self._source(tracee, remote)
+            self._process = dump.outline(source, mapped, self._known_descriptors)
+            self._tracker = tracking.tracker(
+                self._options.tracker, source, brake.holding
+            )
         undo.callback(self._tracker.close)
 
     def _offer(self) -> None:
