@@ -145,7 +145,7 @@ def test_children_of_a_sort(on: Stage, arrange: str, sentence: str) -> None:
         assert procfs.status(child).tracer == traced
 
 
-def test_a_thread(on: Stage) -> None:
+def test_a_thread_that_does_not_lead_is_refused(on: Stage) -> None:
     arrange = "import threading\nthreading.Thread(target=signal.pause).start()"
     with waiting(on, arrange) as process:
         _, thread = procfs.threads(Pid(process.pid))

@@ -107,7 +107,7 @@ def test_it_opens_what_cannot_go(on: Stage) -> None:
 
 
 @pytest.mark.parametrize("phase", [MID_ROUND, "freezing"])
-def test_it_exits(on: Stage, phase: str) -> None:
+def test_a_target_that_exits_has_ended(on: Stage, phase: str) -> None:
     with target(on, "turncoat", "exit") as process:
         with on.begin(str(process.pid_inside)) as moving:
             moving.hold_before(phase)

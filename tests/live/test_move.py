@@ -1,7 +1,8 @@
 """A running program moves to another host and goes on as if nothing had happened."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -33,7 +34,7 @@ def started(shape: Shape, program: Path, host: Host) -> HostProcess:
     return process
 
 
-TRACKERS = {
+TRACKERS: Final[dict[str, Callable[[], probes.Finding]]] = {
     "uffd-wp": probes.userfaultfd_wp_async,
     "soft-dirty": probes.soft_dirty,
     "everything": lambda: probes.Finding(True),

@@ -11,7 +11,9 @@ from tests.tidy import tree
 LINES_MAX: Final = 500
 
 # A file that is longer, and why its length is one idea.
-LONG: Final[dict[str, str]] = {}
+LONG: Final[dict[str, str]] = {
+    "migrate/kernel/blocked_syscalls.py": "its second idea, Sleepers, is to move out",
+}
 
 # Who may catch whatever comes, and what becomes of it.
 CATCH_ALL: Final = {
@@ -19,11 +21,14 @@ CATCH_ALL: Final = {
     "migrate/cli.py": "a sentence, and exit code 1",
     "migrate/worker.py": "a line in the log; the source has heard, or hears silence",
     "migrate/tracer_thread.py": "raised again in the thread that asked",
+    "migrate/brake.py": "raised again in the thread that asks for the pauses",
+    "migrate/page_sender.py": "raised again in the thread that sends",
 }
 
 # Where there is no event to wait for.
 SLEEPS: Final = {
     "tests/leaks.py": "the kernel tells nobody when it has taken a namespace down",
+    "tests/live/stage.py": "nothing tells when another process blocks in a call",
 }
 
 NAMELESS: Final = {"utils", "util", "helpers", "common", "misc", "base", "manager"}
