@@ -152,7 +152,9 @@ _BEFORE_READY: Final = frozenset(
 ABORTABLE: Final[Mapping[Role, frozenset[State]]] = MappingProxyType(
     {
         _S: (_BEFORE_READY | {State.READY}) - {State.CONNECTED},
-        _D: _BEFORE_READY - {State.CONNECTED},
+        # In WELCOMED nothing has been asked of it yet, and a Query may be on its way,
+        # which is answered, not aborted.
+        _D: _BEFORE_READY - {State.CONNECTED, State.WELCOMED},
     }
 )
 

@@ -337,7 +337,7 @@ def test_pages_bodies_are_bounded(length: int) -> None:
 @pytest.mark.parametrize(
     ("state", "speaker", "message", "why"),
     [
-        (State.WELCOMED, Role.SOURCE, m.Hello(2, b"x" * 16), "version 2"),
+        (State.WELCOMED, Role.SOURCE, m.Hello(3, b"x" * 16), "version 3"),
         (State.PRECOPY, Role.SOURCE, m.RoundEnd(2, 0, 0, 0), "round 2"),
         (State.PRECOPY, Role.SOURCE, m.RoundEnd(1, 1, 0, 0), "1 batches"),
         (State.STOPPED, Role.SOURCE, m.End(7, 0, 0), "7 batches"),
