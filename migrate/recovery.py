@@ -32,7 +32,7 @@ from migrate.ownership import (
 from migrate.state_directory import Kept, Side, StateDirectory, boot, pid_namespace
 from transport.errors import TransportError
 
-ASK_S: Final = 2.0  # for one question, from connecting to the answer
+ASK_S: Final = 10.0  # for each word of the answer: a worker has to start there
 _EMPTY_WITHIN_S: Final = 5.0
 
 
@@ -122,8 +122,7 @@ def _settle(state: StateDirectory, side: Side, name: str) -> Settled | None:
         before = owner.state
         perform(owner, owner.recovered(), _Hands(kept, record))
         after = owner.state
-        is_over = isinstance(owner, DestinationOwner) and after is before
-        return None if is_over else Settled(side, name, before, after)
+        return None if after is before else Settled(side, name, before, after)
 
 
 def verdict_on_arrival(state: StateDirectory, name: str) -> Verdict:
@@ -176,7 +175,7 @@ def ask(state: StateDirectory, record: Record) -> Standing:
             record.peer_host, record.peer_port, record.transaction, timeout_s=ASK_S
         )
     except TransportError:
-        return standing(state, record)
+        return standing(state, record.name)
     with inquiry:
         settled = apply(state, record.name, inquiry.verdict, inquiry.epoch)
         if settled in (Standing.HERE, Standing.THERE) and inquiry.conclude():
@@ -188,7 +187,7 @@ def apply(state: StateDirectory, name: str, verdict: Verdict, epoch: bytes) -> S
     """Do what the destination says of a departure."""
     taken = _take(state, Side.SOURCE, name)
     if taken is None:
-        return Standing.UNDER_WAY
+        return standing(state, name)  # somebody was quicker, or is at it
     kept, record = taken
     with kept:
         owner = _owner(record)
@@ -201,7 +200,7 @@ def fence(state: StateDirectory, name: str) -> Standing:
     """The operator swears that the destination will never run it: thaw it here."""
     taken = _take(state, Side.SOURCE, name)
     if taken is None:
-        return Standing.UNDER_WAY
+        return standing(state, name)  # somebody was quicker, or is at it
     kept, record = taken
     with kept:
         owner = _owner(record)
@@ -210,10 +209,10 @@ def fence(state: StateDirectory, name: str) -> Standing:
         return _STANDING[owner.state]
 
 
-def standing(state: StateDirectory, record: Record) -> Standing:
+def standing(state: StateDirectory, name: str) -> Standing:
     """Where a departure is now, by our journal alone."""
     try:
-        now, is_kept = state.look(Side.SOURCE, record.name)
+        now, is_kept = state.look(Side.SOURCE, name)
     except FileNotFoundError:
         return Standing.UNKNOWN
     if is_kept:
