@@ -41,6 +41,7 @@ _XSTATE_BYTES_MAX: Final = 16384
 _BORN_MAX: Final = _CALLS_MAX
 _ALIGNMENT: Final = 16
 _ERRNO_MAX: Final = 4095
+_EVENT_STOP: Final = 128  # PTRACE_EVENT_STOP, linux/ptrace.h
 
 WORKBENCH_BYTES: Final = (
     PAGE_BYTES + _FRAME_BYTES + _TABLE_BYTES + _ARGUMENT_BYTES + _SPACE_BYTES
@@ -298,7 +299,28 @@ class Remote:
         )
         self._settle(code, "ptrace(PTRACE_SINGLESTEP)")
         self._restore(self.tid, state)
+        self._rest()
         return _checked(int(result[0]), name, self.pid)
+
+    def _rest(self) -> None:
+        """Have the task stopped because we ask, and not for the trap of a step.
+
+        A task whose tracer dies gets the signal that it has stopped for, and SIGTRAP
+        would be the end of it. The stop that is asked for here is taken before the
+        task comes to its next instruction.
+        """
+        status = ffi.new("int *")
+        self._settle(lib.tracee_interrupt(self.tid), "ptrace(PTRACE_INTERRUPT)")
+        while True:
+            self._settle(lib.tracee_continue(self.tid, 0), "ptrace(PTRACE_CONT)")
+            self._settle(lib.tracee_wait(self.tid, status), "waitpid")
+            if not os.WIFSTOPPED(status[0]):
+                raise TaskVanished(self.pid)
+            if status[0] >> 16 == _EVENT_STOP:
+                return
+            number = os.WSTOPSIG(status[0])
+            if not status[0] >> 16 and number != signal.SIGTRAP:
+                self._shared.deferred |= 1 << (number - 1)
 
     def _state(self, tid: Tid) -> _TrueState:
         found = self._shared.states.get(tid)

@@ -160,6 +160,21 @@ def test_a_tracer_killed_in_the_middle_of_a_batch_harms_nobody(arranged: str) ->
         assert procfs.status(victim.pid).signals.blocked == 0
 
 
+def test_a_tracer_killed_with_its_workbench_open_harms_nobody() -> None:
+    with running() as victim:
+        child = os.fork()
+        if child == 0:
+            try:
+                with Tracee.seize(victim.pid).remote():
+                    os.kill(os.getpid(), signal.SIGSTOP)
+            finally:
+                os._exit(1)
+        os.waitpid(child, os.WUNTRACED)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        assert victim.answers()
+
+
 def _die_in_a_batch(pid: Pid, said: int) -> None:
     """In a child: be in a batch of the tracee that lasts, and say so."""
     try:
