@@ -51,7 +51,7 @@ BARE: Final = "tid_address"  # two threads, and nothing else that is arranged
 
 # These say one thing of the destination and another of the source, on purpose; or,
 # like an rseq area, cannot be shared by two programs.
-APART: Final = frozenset({"parent_death_signal", "rseq"})
+APART: Final = frozenset({"parent_death_signal", "rseq", "unusual_modes"})
 
 # file_lock belongs to a process, but is tested with the descriptors it locks through.
 OF_PROCESS: Final = [m for m in table.process_kinds() if m.KIND.name != "file_lock"]
