@@ -49,7 +49,3 @@ class GuardRegions(PrecopyError):
 
 class PageStreamError(PrecopyError):
     """A batch of pages is not what a source would send."""
-
-
-class DidNotConverge(PrecopyError):
-    """The process writes its memory faster than it can be sent."""

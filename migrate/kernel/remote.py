@@ -239,10 +239,6 @@ class Remote:
         call = "ptrace(PTRACE_GETREGSET, NT_386_IOPERM)"
         return check(lib.tracee_has_ports(self.tid), call, self.pid) > 0
 
-    def refresh(self) -> None:
-        """Forget the registers remembered for each task: they have been changed."""
-        self._shared.states.clear()
-
     def run(self, calls: list[tuple[int, tuple[int, ...]]]) -> list[int]:
         """Make these calls (numbers and words) in one stop; signed results.
 
