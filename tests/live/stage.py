@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -94,6 +95,9 @@ class UnderWay:
     def hold_before(self, words: str) -> None:
         """Let it go on until it is about to say something with ``words`` in it."""
         while True:
+            # Only with the slot taken does it stand still: a thread can also be seen
+            # in the middle of a write that has room.
+            select.select([self._events], [], [])
             waiting = self._about_to_say()
             if any(words in text for text in waiting):
                 return

@@ -95,8 +95,9 @@ def test_the_number_and_the_rest_of_each_sleep_are_known(tmp_path: Path) -> None
                 assert call.until_ns < end_ns + 10**9, call
             last = found
         if timer_list.read():
-            lengths = {call.remaining_ns // LONG_NS for call in last.values()}
-            assert lengths == {0, 2}, "a sleep begins anew"
+            for call in last.values():
+                longer = 2 if call.number == EPOLL_WAIT else 0
+                assert call.remaining_ns // LONG_NS == longer, "a sleep begins anew"
 
 
 def test_a_restart_block_is_made_anew(tmp_path: Path) -> None:
