@@ -21,8 +21,7 @@ check: build  ## The quick one, without privileges: format, lint, types, contrac
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest -q -rs -m "not live and not vm" </dev/null
 
-test: build  ## All tests but those in guests; as root also the live ones (skips are listed)
-	$(BIN)/pytest -rs -m "not vm" </dev/null
+test: check live  ## All but the tests in guests; those that need root skip without (listed)
 
 live: build  ## Only the tests that need root and a real kernel to play with
 	$(BIN)/pytest -rs -m live </dev/null
