@@ -76,10 +76,10 @@ class ArrivalJournal:
             pid=0,
             start_ticks=0,
             pid_namespace=pid_namespace(),
-            leaf=leaf,
+            leaf=os.fsencode(leaf),
             keeper=os.getpid(),
             written_s=int(time.time()),
-            comm="",
+            comm=b"",
         )
         self._kept = state.begin(Side.DESTINATION, self._record)
 
@@ -105,7 +105,7 @@ class ArrivalJournal:
             self._record,
             pid=pid,
             start_ticks=stat.start_time_ticks,
-            comm=stat.name,
+            comm=os.fsencode(stat.name),
         )
         self._restore_ns = restore_ns()
         perform(self._owner, self._owner.stand(), self)
@@ -125,7 +125,9 @@ class ArrivalJournal:
         """Hear that the source knows, and forget. Meanwhile others may answer."""
         self._kept.close()
         self._channel.expect(m.Fin)
+        reach("destination.fin.heard")
         recovery.forget_arrival(self._state, self._record.name)
+        reach("destination.forgotten")
         self._channel.send(m.FinAck())
 
     def do(self, action: Action) -> None:

@@ -78,10 +78,10 @@ class DepartureJournal:
             pid=pid,
             start_ticks=stat.start_time_ticks,
             pid_namespace=pid_namespace(),
-            leaf="",
+            leaf=b"",
             keeper=os.getpid(),
             written_s=int(time.time()),
-            comm=stat.name,
+            comm=os.fsencode(stat.name),
         )
         self.state: Final = state
         self._owner = SourceOwner()
@@ -115,7 +115,7 @@ class DepartureJournal:
         Raises:
             RolledBack: that could not be written down.
         """
-        self.record = msgspec.structs.replace(self.record, leaf=leaf)
+        self.record = msgspec.structs.replace(self.record, leaf=os.fsencode(leaf))
         perform(self._owner, self._owner.freeze(), self)
         if self._owner.state is not SourceState.FROZEN:
             raise _cannot_write(self.record)

@@ -46,10 +46,10 @@ class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     pid: int  # of the copy here, as we see it
     start_ticks: int  # proc_pid_stat(5), field 22: tells it from another of that pid
     pid_namespace: int
-    leaf: str  # path of the cgroup that holds it or will
+    leaf: bytes  # path of the cgroup that holds it or will; any bytes, as names may be
     keeper: int  # the process that wrote this
     written_s: int  # since the epoch of time(2); for people only
-    comm: str
+    comm: bytes
 
     @property
     def state(self) -> State:

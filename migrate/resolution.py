@@ -65,11 +65,11 @@ def _rows(state: StateDirectory) -> Iterator[dict[str, Any]]:
                 "side": _SIDES[side.value],
                 "state": record.state.name,
                 "pid": record.pid,
-                "comm": printable(record.comm),
+                "comm": printable(os.fsdecode(record.comm)),
                 "peer": printable(record.peer),
                 "age_s": max(0.0, time.time() - record.written_s),
                 "kept": is_kept,
-                "leaf": record.leaf,
+                "leaf": printable(os.fsdecode(record.leaf)),
             }
 
 
@@ -207,7 +207,7 @@ def _explain(state: StateDirectory, record: Record) -> int:
         return _say(record, standing)
     name, host = record.name, record.peer_host
     click.echo(
-        f"pid {record.pid} ({printable(record.comm)}): {standing.value}.\n"
+        f"pid {record.pid} ({printable(os.fsdecode(record.comm))}): {standing.value}.\n"
         f"It was handed over to {record.peer}, and no answer that settles it came.\n"
         f"- If {host} can be reached by you:  there: migrate resolve {name} --decline\n"
         f"  then here:  migrate resolve {name} --verdict TOKEN\n"
@@ -219,6 +219,6 @@ def _explain(state: StateDirectory, record: Record) -> int:
 def _say(record: Record, standing: Standing) -> int:
     from migrate.recovery import Standing
 
-    click.echo(f"pid {record.pid} ({printable(record.comm)}): {standing.value}.")
+    click.echo(f"pid {record.pid} ({printable(os.fsdecode(record.comm))}): {standing.value}.")
     settled = standing in (Standing.HERE, Standing.THERE)
     return 0 if settled else Outcome.IN_DOUBT.exit_code

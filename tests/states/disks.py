@@ -22,10 +22,10 @@ RECORD: Final = Record(
     pid=4711,
     start_ticks=1,
     pid_namespace=1,
-    leaf="/migrate-1",
+    leaf=b"/migrate-1",
     keeper=1,
     written_s=0,
-    comm="a",
+    comm=b"a",
 )
 RECORDS: Final = {
     state: msgspec.structs.replace(RECORD, state_number=state.value)

@@ -36,10 +36,10 @@ def empty() -> Disk:
         pid=st.integers(1, 1 << 22),
         start_ticks=st.integers(0, 2**63),
         pid_namespace=st.integers(0, 2**32),
-        leaf=st.text(max_size=500),
+        leaf=st.binary(max_size=500),
         keeper=st.integers(1, 1 << 22),
         written_s=st.integers(0, 2**40),
-        comm=st.text(max_size=16),
+        comm=st.binary(max_size=16),
     ),
     st.integers(1, 2**63),
 )
@@ -103,7 +103,7 @@ def test_a_failed_write_is_never_believed_later(fails: Fails) -> None:
 
 def test_a_record_that_is_too_long_is_not_cut() -> None:
     with pytest.raises(ValueError, match="fits no slot"):
-        journal.encode(msgspec.structs.replace(RECORD, leaf="x" * 5000), 1)
+        journal.encode(msgspec.structs.replace(RECORD, leaf=b"x" * 5000), 1)
 
 
 def test_a_journal_has_one_keeper(tmp_path: Path) -> None:
