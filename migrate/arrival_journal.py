@@ -180,6 +180,9 @@ class ArrivalJournal:
             elif self._channel.may_say(m.Declined):
                 self._channel.send(m.Declined(transaction, epoch, self._reasons))
                 self._channel.close(drain_s=1.0)
+            elif self._reasons and self._channel.may_say(m.Refused):
+                self._channel.send(m.Refused(self._reasons))
+                self._channel.close(drain_s=1.0)
             else:
                 self._channel.abort(self._reasons)
         except TransportError:

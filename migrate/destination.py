@@ -95,9 +95,10 @@ class _Arrival:
             try:
                 self._stand(offer, outline, undo)
             except _UNBUILDABLE as error:
-                undo.close()
-                self._journal.give_up(())
-                raise self._refuse(_reasons(error)) from error
+                reasons = _reasons(error)
+                # Ended first, told afterwards: what was refused never runs.
+                self._journal.give_up(_said(reasons))
+                raise _refused(reasons) from error
             # For good: a collection in the freeze would take milliseconds, and this
             # process ends with the arrival.
             gc.collect()
@@ -145,9 +146,7 @@ class _Arrival:
     def _refuse(self, reasons: tuple[Reason, ...]) -> RefusedByDestination:
         self._channel.send(m.Refused(_said(reasons)))
         self._channel.close(drain_s=1.0)
-        return RefusedByDestination(
-            "Refused: " + " ".join(r.message for r in reasons), reasons=reasons
-        )
+        return _refused(reasons)
 
     def _give_up(self, error: Exception) -> RolledBack:
         reasons = _reasons(error)
@@ -321,3 +320,9 @@ def _reasons(error: Exception) -> tuple[Reason, ...]:
 
 def _said(reasons: tuple[Reason, ...]) -> tuple[m.Reason, ...]:
     return tuple(m.Reason(r.kind, r.pid, r.fd, m.text(r.message)) for r in reasons)
+
+
+def _refused(reasons: tuple[Reason, ...]) -> RefusedByDestination:
+    return RefusedByDestination(
+        "Refused: " + " ".join(r.message for r in reasons), reasons=reasons
+    )

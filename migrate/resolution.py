@@ -219,6 +219,8 @@ def _explain(state: StateDirectory, record: Record) -> int:
 def _say(record: Record, standing: Standing) -> int:
     from migrate.recovery import Standing
 
-    click.echo(f"pid {record.pid} ({printable(os.fsdecode(record.comm))}): {standing.value}.")
+    click.echo(
+        f"pid {record.pid} ({printable(os.fsdecode(record.comm))}): {standing.value}."
+    )
     settled = standing in (Standing.HERE, Standing.THERE)
     return 0 if settled else Outcome.IN_DOUBT.exit_code
