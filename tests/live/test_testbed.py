@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(name="bed")
 def make_bed(tmp_path: Path) -> Iterator[TestBed]:
-    with TestBed(shared=[tmp_path]) as bed:
+    with TestBed(shared=[ROOT, tmp_path]) as bed:
         yield bed
 
 
