@@ -14,7 +14,6 @@ that is in doubt.
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import os
 import signal
 import socket
@@ -24,11 +23,14 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import trio
 
-from migrate import arrival_leaf, recovery
+from migrate import arrival_leaf, identity, recovery
+from migrate.config_directory import NotOurs
 from migrate.kernel.cgroups import NoUnifiedHierarchy
 from migrate.options import Peer
+from migrate.peers import Peers
 from migrate.recovery import Standing
 from migrate.state_directory import VARIABLE, CannotKeep, StateDirectory
+from transport.tls import Fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -59,14 +61,12 @@ class Agent:
         self,
         listen: Peer,
         *,
-        trust_network: bool,
         workers_max: int,
         log: FilteringBoundLogger,
         state_directory: str | None = None,
         worker: Sequence[str] = (sys.executable, "-m", "migrate", "arrive"),
     ) -> None:
         self._listen = listen
-        self._trust_network = trust_network
         self._workers_max = workers_max
         self._log = log
         self._state_directory = state_directory
@@ -81,6 +81,7 @@ class Agent:
         Raises:
             CannotListen: nothing was started.
         """
+        own, known = _identity()
         listeners = await self._listeners()
         try:
             state = StateDirectory(self._state_directory)
@@ -98,6 +99,7 @@ class Agent:
                     async with trio.open_nursery() as listening:
                         listening.start_soon(self._accept, listeners, arrivals)
                         _say_where(listeners[0])
+                        self._log.info("identity", fingerprint=own, peers=known)
                         await told.wait()
                         listening.cancel_scope.cancel()
                     self._stopping = True
@@ -114,8 +116,6 @@ class Agent:
 
     async def _listeners(self) -> list[trio.SocketListener]:
         addresses = await _addresses(self._listen)
-        if not self._trust_network:
-            _refuse_strangers(self._listen, addresses)
         if self._listen.port == 0:
             # A free port on one address need not be free on another.
             addresses = addresses[:1]
@@ -243,6 +243,16 @@ class Agent:
             worker.kill()
 
 
+def _identity() -> tuple[Fingerprint, int]:
+    """Who we are, and how many are known: better now than in each worker. What is
+    missing is made.
+    """
+    try:
+        return identity.load().fingerprint, len(Peers.load().by_name)
+    except NotOurs as error:
+        raise CannotListen(str(error)) from error
+
+
 async def _addresses(
     listen: Peer,
 ) -> list[Address]:
@@ -259,17 +269,6 @@ async def _addresses(
             "Give an address of this host."
         ) from error
     return [(family, where) for family, *_, where in found]
-
-
-def _refuse_strangers(listen: Peer, addresses: list[Address]) -> None:
-    for _, (address, *_) in addresses:
-        if not ipaddress.ip_address(address).is_loopback:
-            raise CannotListen(
-                f"{listen} can be reached from other hosts, and connections are not "
-                "authenticated yet: whoever reaches the port can start programs as "
-                "root here. Listen on 127.0.0.1 and forward the port, through ssh "
-                "for instance; or say --trust-network if everybody there may do that."
-            )
 
 
 async def _listener(listen: Peer, address: Address) -> trio.SocketListener:

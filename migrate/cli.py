@@ -345,11 +345,6 @@ def demo(size: int, rate: int, json: bool) -> int:
     help="Where peers connect; port 0 takes a free one.",
 )
 @click.option(
-    "--trust-network",
-    is_flag=True,
-    help="Listen elsewhere than on loopback, where whoever connects is obeyed.",
-)
-@click.option(
     "--workers",
     metavar="N",
     type=click.IntRange(1, 1000),
@@ -359,7 +354,7 @@ def demo(size: int, rate: int, json: bool) -> int:
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 @with_state_directory
-def agent(listen: Peer, trust_network: bool, workers: int, verbose: bool) -> int:
+def agent(listen: Peer, workers: int, verbose: bool) -> int:
     """Receive processes."""
     import trio
 
@@ -368,7 +363,6 @@ def agent(listen: Peer, trust_network: bool, workers: int, verbose: bool) -> int
 
     here = service.Agent(
         listen,
-        trust_network=trust_network,
         workers_max=workers,
         log=logs.start(verbose=verbose),
     )

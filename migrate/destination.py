@@ -8,7 +8,6 @@ nothing is left to do that could fail but to thaw.
 
 import gc
 import os
-import socket
 import time
 from contextlib import ExitStack, closing
 from typing import Final
@@ -34,6 +33,7 @@ from transport.channel import Channel, PeerGaveUp
 from transport.compression import Unpacker
 from transport.errors import TransportError
 from transport.states import Role
+from transport.tls import Secured
 
 ROUND_S: Final = 600.0  # a round may throttle itself; the peer's silence may not last
 READY_HOLD_S: Final = 120.0  # so long a finished copy waits for its Go
@@ -42,14 +42,14 @@ _CLOCKS_APART_NS: Final = 1_000_000_000
 _UNBUILDABLE: Final = (CannotBuild, CannotCarry, ImageError, PrecopyError, OSError)
 
 
-def arrive(connection: socket.socket) -> int:
+def arrive(link: Secured) -> int:
     """Receive one process tree, or say what became of one; 0 when that was done.
 
     Raises:
         RefusedByDestination: it was not let in.
         RolledBack: it was given up on the way; nothing of it is left here.
     """
-    channel = Channel(connection, Role.DESTINATION)
+    channel = Channel(link, Role.DESTINATION)
     with channel:
         try:
             _Arrival(channel, StateDirectory()).run()

@@ -8,6 +8,8 @@ import socket
 from contextlib import AbstractContextManager
 from typing import Self
 
+from migrate import doorway
+from migrate.options import Peer
 from migrate.ownership import Verdict
 from transport import messages as m
 from transport.channel import Channel, PeerGaveUp
@@ -31,7 +33,8 @@ class Inquiry(AbstractContextManager["Inquiry"]):
         except OSError as error:
             raise ConnectionLost(f"connecting to {host}: {error}") from error
         self._timeout_s = timeout_s
-        self._channel = Channel(connection, Role.SOURCE)
+        link = doorway.leave(connection, Peer(host, port), timeout_s)
+        self._channel = Channel(link, Role.SOURCE)
         try:
             self.verdict, self.epoch = self._ask(transaction)
         except BaseException:

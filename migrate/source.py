@@ -22,6 +22,7 @@ from migrate import (
     arrival_leaf,
     descriptors,
     diagnosis,
+    doorway,
     dump,
     image,
     page_sender,
@@ -52,7 +53,7 @@ from migrate.kernel.remote import Remote
 from migrate.kernel.tracee import Tracee
 from migrate.kinds import file_lock
 from migrate.kinds.kind import CannotCarry, Source
-from migrate.options import MoveOptions, PidPolicy
+from migrate.options import MoveOptions, Peer, PidPolicy
 from migrate.outgoing_memory import OutgoingMemory
 from migrate.page_sender import PageSender
 from migrate.pre_copy import PreCopy
@@ -68,6 +69,7 @@ from transport import channel as transport_channel
 from transport import messages as m
 from transport.channel import Channel
 from transport.errors import TransportError
+from transport.states import Role
 
 CONNECT_S: Final = 10.0
 BUILD_S: Final = 60.0  # the destination builds the skeleton
@@ -111,13 +113,7 @@ async def depart(
         )
     if reasons:
         raise Refused("It cannot go.", reasons=reasons)
-    try:
-        channel = await transport_channel.connect(*peer, deadline_s=CONNECT_S)
-    except TransportError as error:
-        raise NotConnected(
-            f"There is no connection: {error}.", way_out=_IS_IT_AN_AGENT
-        ) from error
-    with channel:
+    with await _connected(Peer(*peer)) as channel:
         if options.dry_run:
             return Report(outcome=Outcome.CAN_GO)
         state = _state_directory()
@@ -143,6 +139,22 @@ async def depart(
             progress.arrived()
             return departure.report()
         raise AssertionError("a cancelled departure ends with an error of its own")
+
+
+async def _connected(peer: Peer) -> Channel:
+    """A channel to the agent that is pinned for ``peer``."""
+    try:
+        sock = await transport_channel.connect(*peer, deadline_s=CONNECT_S)
+        link = await trio.to_thread.run_sync(
+            doorway.leave, sock, peer, abandon_on_cancel=True
+        )
+    except doorway.NotTrusted as error:
+        raise NotConnected(str(error)) from error
+    except TransportError as error:
+        raise NotConnected(
+            f"There is no connection: {error}.", way_out=_IS_IT_AN_AGENT
+        ) from error
+    return Channel(link, Role.SOURCE)
 
 
 def _state_directory() -> StateDirectory:

@@ -11,9 +11,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from migrate.errors import MigrateError, Outcome
+from transport.errors import TransportError
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
+
+    from transport.tls import Secured
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -26,26 +29,36 @@ def main(arguments: Sequence[str]) -> int:
     socket_fd = int(given["--socket-fd"])
     # It is not for the process that arrives, nor for what it starts.
     os.set_inheritable(socket_fd, False)
-    with socket.socket(fileno=socket_fd) as connection:
-        # The description came from trio, for which nothing may block.
-        connection.setblocking(True)
-        signal.signal(signal.SIGTERM, lambda *_: _end_of_input(connection))
-        try:
-            from migrate import destination
-
-            return destination.arrive(connection)
-        except MigrateError as error:
-            outcome = error.outcome
-            _log().warning("not arrived", outcome=outcome.value, why=error.message)
-            return outcome.exit_code
-        except Exception:
-            _log().exception("bug")
-            return Outcome.OUR_BUG.exit_code
-
-
-def _end_of_input(connection: socket.socket) -> None:
     try:
-        connection.shutdown(socket.SHUT_RD)
+        return _receive(socket.socket(fileno=socket_fd))
+    except MigrateError as error:
+        outcome = error.outcome
+        _log().warning("not arrived", outcome=outcome.value, why=error.message)
+        return outcome.exit_code
+    except TransportError as error:
+        _log().warning("not let in", why=str(error))
+        return Outcome.NOT_CONNECTED.exit_code
+    except Exception:
+        _log().exception("bug")
+        return Outcome.OUR_BUG.exit_code
+
+
+def _receive(connection: socket.socket) -> int:
+    from migrate import doorway
+
+    # Until it is known who that is, nothing is there to undo: SIGTERM just ends us.
+    link, _ = doorway.admit(connection)
+    with link:
+        signal.signal(signal.SIGTERM, lambda *_: _end_of_input(link))
+        from migrate import destination
+
+        return destination.arrive(link)
+
+
+def _end_of_input(link: "Secured") -> None:
+    try:
+        # Not the method of SSLSocket, which forgets that there was TLS.
+        socket.socket.shutdown(link.socket, socket.SHUT_RD)
     except OSError:
         pass  # it has been closed, or the peer was quicker
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from migrate import config_directory
 from migrate.state_directory import VARIABLE
 from tests import leaks
 
@@ -51,10 +52,11 @@ def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def own_journals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def own_journals_and_keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Not those of the host that the tests run on, nor of another run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, str(tmp_path_factory.mktemp("state")))
+        patch.setenv(config_directory.VARIABLE, str(tmp_path_factory.mktemp("keys")))
         yield
 
 

@@ -7,7 +7,8 @@ files. Taken before and after a test, the difference is what the test left.
 Two runs on one machine must not accuse one another. Processes are ours if they
 descend from us, or carry our token in their environment: an orphan has another
 parent, but keeps the environment that it was started with. A file or a cgroup that
-bears the pid of a living stranger in its name is the stranger's.
+bears the pid of a living stranger in its name is the stranger's, and so is a cgroup
+with nobody in it but strangers.
 """
 
 import fnmatch
@@ -53,7 +54,7 @@ def snapshot() -> Snapshot:
         processes=frozenset(family.values()),
         threads=frozenset(_threads()),
         descriptors=frozenset(_descriptors()),
-        cgroups=frozenset(_not_a_strangers(_cgroups(), family)),
+        cgroups=frozenset(_not_peopled_by_strangers(_cgroups(), family)),
         links=frozenset(_not_a_strangers(_names("/sys/class/net"), family)),
         namespaces=frozenset(_not_a_strangers(_names("/run/netns"), family)),
         mounts=frozenset(_not_a_strangers(_mounts(), family)),
@@ -77,10 +78,12 @@ def left_since(before: Snapshot, *, patience_s: float) -> tuple[str, ...]:
     returned (network namespaces, their links), and tells nobody when it is done.
     """
     deadline_s = time.monotonic() + patience_s
-    while left := difference(before, snapshot()):
-        if time.monotonic() > deadline_s:
-            break
+    left = difference(before, snapshot())
+    while left and time.monotonic() < deadline_s:
         time.sleep(0.05)
+        still = difference(before, snapshot())
+        # What has come since is a stranger's: whoever is ours was there at the end.
+        left = tuple(thing for thing in left if thing in still)
     return left
 
 
@@ -170,6 +173,22 @@ def _not_a_strangers(names: Iterator[str], family: dict[int, str]) -> Iterator[s
     for name in names:
         if not any(pid not in ours and _lives(pid) for pid in _signatures(name)):
             yield name
+
+
+def _not_peopled_by_strangers(
+    folders: Iterator[str], family: dict[int, str]
+) -> Iterator[str]:
+    """Those that hold nobody, or at least one of us."""
+    ours = {os.getpid(), *family}
+    for folder in _not_a_strangers(folders, family):
+        try:
+            text = Path(folder, "cgroup.procs").read_text()
+        except OSError:
+            continue  # it has gone meanwhile
+        pids = {int(line) for line in text.split()}
+        # One in a pid namespace that ours is not an ancestor of is shown as 0.
+        if not pids or pids & (ours | {0}):
+            yield folder
 
 
 def _signatures(name: str) -> Iterator[int]:

@@ -32,6 +32,7 @@ from transport.errors import (
 )
 from transport.frames import Frame, FrameDecoder
 from transport.states import Role, State
+from transport.tls import Secured
 
 if TYPE_CHECKING:
     import trio
@@ -86,14 +87,19 @@ class Channel:
     peer and settles it. Either way nothing is left to do then but to close.
     """
 
-    def __init__(self, sock: socket.socket, role: Role) -> None:
-        sock.setblocking(False)
-        _tune(sock)
-        self._socket = sock
+    def __init__(self, link: Secured | socket.socket, role: Role) -> None:
+        """Talk over ``link``; a plain socket is for two ends of one program."""
+        self._link = link
+        # What is asked of the socket itself goes past the methods of SSLSocket, of
+        # which some would end TLS under the feet of another thread.
+        self._socket = link.socket if isinstance(link, Secured) else link
+        self._unread = link.pending if isinstance(link, Secured) else _nothing
+        self._socket.setblocking(False)
+        _tune(self._socket)
         self._connection = Connection(role)
         self._decoder = FrameDecoder()
         self._poll = select.poll()
-        self._poll.register(sock, 0)
+        self._poll.register(self._socket, 0)
         self._shut_down = False
         self._pings = 0
         self.traffic = Traffic()
@@ -192,7 +198,7 @@ class Channel:
 
     def is_readable(self) -> bool:
         """Whether the peer has said something, or has gone. Does not wait."""
-        return self._wait(select.POLLIN, 0.0)
+        return self._unread() > 0 or self._wait(select.POLLIN, 0.0)
 
     def abort(self, reasons: Sequence[m.Reason], *, timeout_s: float = 1.0) -> None:
         """Give up, and tell the peer if the state allows it and the link carries it.
@@ -217,7 +223,7 @@ class Channel:
         self._shut_down = True
         try:
             # Wakes a poll(2) in another thread; close(2) would not.
-            self._socket.shutdown(socket.SHUT_RDWR)
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
         except OSError:
             # ENOTCONN: the peer was faster. EBADF: it is closed already.
             return
@@ -232,7 +238,7 @@ class Channel:
             if drain_s > 0:
                 self._drain(_deadline(drain_s))
         finally:
-            self._socket.close()
+            self._link.close()
 
     def __enter__(self) -> Self:
         return self
@@ -269,7 +275,7 @@ class Channel:
         while True:
             room = self._decoder.room()
             try:
-                count = self._socket.recv_into(room)
+                count = self._link.recv_into(room)
             except BlockingIOError:
                 self._wait_until(select.POLLIN, deadline)
                 continue
@@ -287,7 +293,7 @@ class Channel:
         first = 0
         while first < len(views):
             try:
-                count = self._socket.sendmsg(views[first : first + _IOV_MAX])
+                count = self._link.sendmsg(views[first : first + _IOV_MAX])
             except BlockingIOError:
                 self._wait_until(select.POLLOUT, deadline)
                 continue
@@ -351,19 +357,19 @@ class Channel:
 
     def _drain(self, deadline: float) -> None:
         try:
-            self._socket.shutdown(socket.SHUT_WR)
+            socket.socket.shutdown(self._socket, socket.SHUT_WR)
             while (left_s := deadline - time.monotonic()) > 0:
                 if not self._wait(select.POLLIN, left_s):
                     return
-                if not self._socket.recv(1 << 16):
+                if not socket.socket.recv(self._socket, 1 << 16):
                     return
         except OSError:
             # Gone before we were: nothing is left to wait for.
             return
 
 
-async def connect(host: str, port: int, *, deadline_s: float) -> Channel:
-    """A channel to the agent there, as the source of a migration.
+async def connect(host: str, port: int, *, deadline_s: float) -> socket.socket:
+    """A socket to the agent there.
 
     Raises:
         PeerTimedOut: nobody answered within ``deadline_s``.
@@ -382,7 +388,7 @@ async def connect(host: str, port: int, *, deadline_s: float) -> Channel:
         raise ConnectionLost(
             f"connecting to {host} port {port}: {_why(error)}"
         ) from error
-    return Channel(_plain(stream.socket), Role.SOURCE)
+    return _plain(stream.socket)
 
 
 async def listen(host: str | None, port: int) -> list[trio.SocketListener]:
@@ -403,7 +409,7 @@ async def serve(
     """Call ``arrive`` in a task of its own with each connection, until cancelled.
 
     The socket is the callee's: an ordinary one, which can go on in a worker process as
-    a number and there become ``Channel(socket.socket(fileno=number), …)``.
+    a number and there become the socket of a Channel.
     """
     import trio
 
@@ -451,6 +457,10 @@ def _peer(sock: socket.socket) -> str:
     except OSError:
         return "(gone)"
     return f"{address[0]} port {address[1]}" if isinstance(address, tuple) else ""
+
+
+def _nothing() -> int:
+    return 0
 
 
 def _deadline(timeout_s: float) -> float:

@@ -26,3 +26,15 @@ class ConnectionLost(TransportError):
 
 class PeerTimedOut(ConnectionLost):
     """The peer did not do in time what we waited for. The link is of no more use."""
+
+
+class NotAuthenticated(TransportError):
+    """The peer did not prove that it is who it says, or did not take us for who we are.
+
+    ``fingerprint`` is what it claimed.
+    """
+
+    def __init__(self, fingerprint: str, why: str) -> None:
+        self.fingerprint = fingerprint
+        self.why = why
+        super().__init__(f"the peer {fingerprint} did not get through TLS: {why}")

@@ -14,6 +14,7 @@ import migrate
 from migrate.testbed import wire
 from migrate.testbed.errors import TestBedError
 from migrate.testbed.host import Host
+from migrate.testbed.keys import Keys
 
 NETWORK: Final = "10.213.0"
 PREFIX_BITS: Final = 24
@@ -53,6 +54,7 @@ class TestBed:
         self._shared = [os.path.realpath(path) for path in shared]
         self._private = list(private)
         self._hosts_made = 0
+        self._keys = Keys()
         self._requests, theirs = wire.pair()
         with ExitStack() as on_failure:
             on_failure.push(self._requests)
@@ -98,6 +100,8 @@ class TestBed:
             shared=self._shared,
         )
         self.hosts[name] = host
+        if "/run" in self._private:
+            self._keys.give(host)
         return host
 
     def close(self) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import IO, Final, TypeAlias
 
 import migrate
+from migrate import config_directory
 from migrate.state_directory import VARIABLE
-from migrate.testbed import wire
+from migrate.testbed import keys, wire
 from migrate.testbed.errors import TestBedError
 from migrate.testbed.process import HostProcess, wait_exit
 
@@ -195,7 +196,7 @@ class Host:
         process = self.popen(
             [
                 *(sys.executable, "-m", "migrate", "agent"),
-                *("--listen", f"{self.address}:{port}", "--trust-network"),
+                *("--listen", f"{self.address}:{port}"),
                 *options,
             ],
             stdout=subprocess.PIPE,
@@ -236,10 +237,12 @@ class Host:
 
 
 def _with_own_state(env: Mapping[str, str]) -> Mapping[str, str]:
-    """Our own state directory is not for a host; /run is private there."""
-    if env.get(VARIABLE) != os.environ.get(VARIABLE):
-        return env
-    return {**env, VARIABLE: "/run/migrate"}
+    """Our own directories are not for a host; /run is private there."""
+    theirs = {VARIABLE: "/run/migrate", config_directory.VARIABLE: keys.FOLDER}
+    for name in tuple(theirs):
+        if env.get(name) != os.environ.get(name):
+            del theirs[name]
+    return {**env, **theirs}
 
 
 class Agent:

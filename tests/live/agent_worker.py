@@ -33,7 +33,6 @@ def serve() -> None:
     """Be the agent."""
     ours = agent.Agent(
         Peer("127.0.0.1", 0),
-        trust_network=False,
         workers_max=WORKERS_MAX,
         log=logs.start(verbose=True),
         worker=(*HERE, "worker"),

@@ -145,17 +145,6 @@ def test_it_says_once_where_it_listens_and_stops_when_told() -> None:
             assert agent.events()[-2:] == ["stopping", "stopped"]
 
 
-@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0"])
-def test_strangers_are_not_let_in(listen: str) -> None:
-    """Unless somebody says that everybody there is trusted."""
-    refused = subprocess.run(
-        [*MIGRATE, "agent", "--listen", listen], cwd=ROOT, capture_output=True
-    )
-    assert refused.returncode == 2
-    assert b"not authenticated" in refused.stderr
-    assert b"--trust-network" in refused.stderr
-
-
 def test_an_address_that_is_taken_is_a_sentence() -> None:
     """With what to do about it."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

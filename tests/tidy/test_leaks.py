@@ -4,6 +4,8 @@ import os
 import select
 import subprocess
 import threading
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -120,21 +122,53 @@ def test_a_pid_of_another_namespace_excuses_nothing() -> None:
         ours.unlink()
 
 
-@pytest.mark.live
-def test_a_cgroup_is_noticed() -> None:
-    """Wherever below the cgroup2 mount it was made."""
-    before = leaks.snapshot()
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    """One that bears nobody's pid, right below the cgroup2 mount."""
     top = next(
         Path(line.split()[4])
         for line in Path("/proc/self/mountinfo").read_text().splitlines()
         if " - cgroup2 " in line
     )
-    ours = top / f"migrate-leaks-{os.getpid()}"
-    ours.mkdir()
+    made = top / f"migrate-{uuid.uuid4().hex}"
+    yield made
+    made.rmdir()
+
+
+@pytest.mark.live
+def test_a_cgroup_is_noticed(cgroup: Path) -> None:
+    """Wherever below the cgroup2 mount it was made; with one of ours in it as well."""
+    before = leaks.snapshot()
+    cgroup.mkdir()
+    assert left(before) == f"cgroups: {cgroup}"
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
+        (cgroup / "cgroup.procs").write_text(str(child.pid))
+        assert f"cgroups: {cgroup}" in left(before)
+
+
+@pytest.mark.live
+def test_a_cgroup_of_strangers_is_not_ours(cgroup: Path) -> None:
+    """Nobody in it is of our family; once empty it is nobody else's either."""
+    environment = {k: v for k, v in os.environ.items() if k != leaks.TOKEN_NAME}
+    before = leaks.snapshot()
+    cgroup.mkdir()
+    said = subprocess.run(
+        ["sh", "-c", "sleep 60 >/dev/null & echo $!"],
+        stdout=subprocess.PIPE,
+        check=True,
+        env=environment,
+    ).stdout
+    (cgroup / "cgroup.procs").write_text(str(int(said)))
     try:
-        assert left(before) == f"cgroups: {ours}"
+        assert left(before) == ""
     finally:
-        ours.rmdir()
+        (cgroup / "cgroup.kill").write_text("1")
+        while b"populated 1" in (cgroup / "cgroup.events").read_bytes():
+            with (cgroup / "cgroup.events").open("rb") as events:
+                watch = select.poll()
+                watch.register(events, select.POLLPRI)
+                watch.poll(100)
+    assert left(before) == f"cgroups: {cgroup}"
 
 
 @pytest.mark.live

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
+from tests.unit.tls_pair import tls_pair
 from tests.unit.transport_samples import OPTIONS, REASON, TRANSACTION
 from transport import messages as m
 from transport.channel import Channel, PeerGaveUp
@@ -46,13 +47,12 @@ def ends(
         yield near, far
 
 
-@pytest.fixture
-def channels(
-    ends: tuple[socket.socket, socket.socket],
-) -> Iterator[tuple[Channel, Channel]]:
+@pytest.fixture(params=[socket_pair, tcp_pair, tls_pair], ids=["unix", "tcp", "tls"])
+def channels(request: pytest.FixtureRequest) -> Iterator[tuple[Channel, Channel]]:
     """A source and a destination that have spoken to each other up to pre-copy."""
-    with Channel(ends[0], Role.SOURCE) as source:
-        with Channel(ends[1], Role.DESTINATION) as destination:
+    near, far = request.param()
+    with Channel(near, Role.SOURCE) as source:
+        with Channel(far, Role.DESTINATION) as destination:
             to_precopy(source, destination)
             yield source, destination
 

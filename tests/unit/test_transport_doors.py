@@ -16,7 +16,7 @@ SOON_S = 20.0  # what is waited for here comes at once; this is for a busy machi
 
 
 def test_connect_and_serve() -> None:
-    """What trio connects and accepts are channels for ordinary threads."""
+    """What trio connects and accepts are sockets for ordinary threads."""
 
     def arrive(sock: socket.socket) -> None:
         with Channel(sock, Role.DESTINATION) as channel:
@@ -40,7 +40,8 @@ def test_connect_and_serve() -> None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(serve, [listener], arrival)
                 for _ in range(3):
-                    with await connect("127.0.0.1", port, deadline_s=SOON_S) as channel:
+                    sock = await connect("127.0.0.1", port, deadline_s=SOON_S)
+                    with Channel(sock, Role.SOURCE) as channel:
                         welcome = await trio.to_thread.run_sync(depart, channel)
                         assert welcome == m.Welcome.ours("test")
                 nursery.cancel_scope.cancel()

@@ -1,0 +1,172 @@
+"""The hosts that this one knows by their keys, one file for each.
+
+    fingerprint = "SHA256:9f86d0…"
+    addresses = ["db2.example:7077", "10.0.0.7"]   # without a port: any
+
+A name that resolves elsewhere, or an address that changes hands, changes nothing: who
+connects is known by the fingerprint alone, and who is connected to must have the one
+that was pinned for the address.
+"""
+
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from migrate import config_directory
+from migrate.config_directory import NotOurs
+from migrate.options import OptionError, Peer, parse_peer
+from transport.tls import Fingerprint
+
+FOLDER: Final = "peers.d"
+PEERS_MAX: Final = 1000
+
+_FINGERPRINT: Final = re.compile(r"SHA256:[0-9a-f]{64}", re.ASCII)
+_NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9_.-]")
+
+Addresses: TypeAlias = tuple[Annotated[str, Meta(max_length=300)], ...]
+
+
+class KnownPeer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One file."""
+
+    fingerprint: Annotated[str, Meta(pattern=r"\ASHA256:[0-9a-f]{64}\Z")]
+    addresses: Annotated[Addresses, Meta(max_length=100)] = ()
+
+    def is_at(self, where: Peer) -> bool:
+        """Whether it is pinned for that address."""
+        return str(where) in self.addresses or where.host in self.addresses
+
+
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """All that are known, by the names of their files."""
+
+    by_name: dict[str, KnownPeer]
+
+    @classmethod
+    def load(cls, folder: Path | None = None) -> "Peers":
+        """Those of this host.
+
+        Raises:
+            NotOurs: a file is not to be trusted, or does not say what it should.
+        """
+        folder = (folder or config_directory.path()) / FOLDER
+        try:
+            config_directory.require_ours(folder)
+            files = sorted(folder.glob("*.toml"))
+        except FileNotFoundError:
+            files = []
+        if len(files) > PEERS_MAX:
+            raise NotOurs(f"{folder} has {len(files)} peers; {PEERS_MAX} are read.")
+        known: dict[str, KnownPeer] = {}
+        for file in files:
+            try:
+                known[file.stem] = parse(config_directory.read_ours(file), file)
+            except FileNotFoundError:
+                continue  # it has been taken away meanwhile
+        return cls(known)
+
+    def named(self, fingerprint: Fingerprint) -> tuple[str, KnownPeer] | None:
+        """Whose key it is, and what is known of him.
+
+        Raises:
+            NotOurs: two files have it; which of them holds is not ours to say.
+        """
+        found = [it for it in self.by_name.items() if it[1].fingerprint == fingerprint]
+        if len(found) > 1:
+            names = " and ".join(name for name, _ in found)
+            raise NotOurs(f"{names} in {FOLDER} are of one fingerprint: merge them.")
+        return found[0] if found else None
+
+    def pinned(self, where: Peer) -> tuple[Fingerprint, ...]:
+        """Who may answer at that address."""
+        return tuple(
+            Fingerprint(peer.fingerprint)
+            for peer in self.by_name.values()
+            if peer.is_at(where)
+        )
+
+
+def parse(text: str, file: Path) -> KnownPeer:
+    """What a file says.
+
+    Raises:
+        NotOurs: not what it should.
+    """
+    try:
+        return msgspec.convert(tomllib.loads(text), KnownPeer)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError, RecursionError) as error:
+        raise NotOurs(f"{file} cannot be read: {error}.") from error
+
+
+def parse_fingerprint(text: str) -> Fingerprint:
+    """As ``migrate identity`` prints it.
+
+    Raises:
+        OptionError: it is none.
+    """
+    if not _FINGERPRINT.fullmatch(text):
+        raise OptionError(
+            f"{text!r} is not a fingerprint: SHA256: and 64 hex digits, as "
+            "`migrate identity --fingerprint` prints them on the other host."
+        )
+    return Fingerprint(text)
+
+
+def pin(
+    fingerprint: Fingerprint, where: Peer | None = None, folder: Path | None = None
+) -> str:
+    """Know it from now on, and at ``where``; the name of its file.
+
+    Raises:
+        NotOurs: the file cannot be written, or another key is pinned for the address.
+    """
+    folder = folder or config_directory.path()
+    known = Peers.load(folder)
+    if where is not None:
+        for other in known.pinned(where):
+            if other != fingerprint:
+                raise NotOurs(f"{where} is pinned to {other} already.")
+    found = known.named(fingerprint)
+    if found is None:
+        name = _name(fingerprint, where)
+        while name in known.by_name:
+            name += "-2"
+        peer = KnownPeer(fingerprint)
+    else:
+        name, peer = found
+    if where is not None and not peer.is_at(where):
+        addresses = (*peer.addresses, str(where))
+        peer = msgspec.structs.replace(peer, addresses=addresses)
+    config_directory.make(folder / FOLDER)
+    config_directory.write_ours(
+        folder / FOLDER / f"{name}.toml", text_of(peer), anew=found is None
+    )
+    return name
+
+
+def text_of(peer: KnownPeer) -> str:
+    """The file that says this; nothing in it needs an escape."""
+    for address in peer.addresses:
+        assert _is_address(address), address
+    listed = ", ".join(f'"{address}"' for address in peer.addresses)
+    return f'fingerprint = "{peer.fingerprint}"\naddresses = [{listed}]\n'
+
+
+def _is_address(text: str) -> bool:
+    try:
+        parse_peer(text if ":" in text else f"{text}:1")
+    except OptionError:
+        return False
+    return True
+
+
+def _name(fingerprint: Fingerprint, where: Peer | None) -> str:
+    if where is None:
+        return "key-" + fingerprint.removeprefix("SHA256:")[:16]
+    return _NOT_IN_NAMES.sub("_", where.host)
