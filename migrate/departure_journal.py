@@ -120,6 +120,18 @@ class DepartureJournal:
         if self._owner.state is not SourceState.FROZEN:
             raise _cannot_write(self.record)
 
+    def lend(self, lent: bytes) -> None:
+        """It is about to give this up: have it given back, whatever becomes of us.
+
+        Raises:
+            OSError: that could not be written down.
+        """
+        self._kept.entrust(lent)
+
+    def given_back(self) -> None:
+        """It has everything again that it gave up."""
+        self._kept.given_back()
+
     def hand_over(self, channel: Channel, ready: m.Ready, *, timeout_s: float) -> None:
         """Write GO, say Go, and hear that it was accepted. Not one step more: the
         process stands still.
@@ -155,7 +167,6 @@ class DepartureJournal:
         """It was accepted: this copy may be killed."""
         accepted = self._owner.heard(Verdict.ACCEPTED, self.record.epoch)
         perform(self._owner, accepted, self)
-        reach("source.done.journalled")
 
     def forgotten(self) -> None:
         """The destination knows that we know."""

@@ -15,6 +15,7 @@ from typing import Final
 from migrate import arrival_leaf, image, inquiry, recovery, resume
 from migrate.arrival_journal import ArrivalJournal
 from migrate.errors import Reason, RefusedByDestination, RolledBack
+from migrate.failpoints import reach
 from migrate.image import FrozenTree, ImageError, Outline
 from migrate.kernel import cgroups
 from migrate.kernel.cgroups import Leaf
@@ -88,12 +89,15 @@ class _Arrival:
             self._answer(greeting.transaction)
             return
         offer, outline = self._negotiate()
+        reach("destination.offered")
         undo = ExitStack()
         self._journal = self._begin(undo)
+        reach("destination.none.journalled")
         # The journal is closed last: until then nobody else goes on with it.
         with closing(self._journal), undo:
             try:
                 self._stand(offer, outline, undo)
+                reach("destination.built")
             except _UNBUILDABLE as error:
                 reasons = _reasons(error)
                 # Ended first, told afterwards: what was refused never runs.
@@ -105,6 +109,7 @@ class _Arrival:
             gc.freeze()
             gc.disable()
             self._channel.send(m.OfferAccepted((self._skeleton.pid,)))
+            reach("destination.offer.accepted")
             try:
                 self._receive()
             except (*_UNBUILDABLE, PeerGaveUp) as error:
@@ -222,6 +227,7 @@ class _Arrival:
             raise ImageError("The frozen tree is not the one that was offered.")
         self._frozen = frozen
         resume.follow_threads(self._skeleton, frozen.processes[0])
+        reach("destination.state.heard")
 
     def _complete(self) -> None:
         """Everything that can fail; afterwards it is whole, frozen, and not ours."""
@@ -231,8 +237,10 @@ class _Arrival:
         resume.complete(
             self._skeleton, self._target, self._process, self._frozen.processes[0]
         )
+        reach("destination.completed")
         self._leaf.freeze()
         self._skeleton.tracee.detach()
+        reach("destination.detached")
         if not self._leaf.wait_frozen(READY_HOLD_S):
             raise CannotBuild("cgroup", "The new process does not freeze.")
         self._journal.stand(

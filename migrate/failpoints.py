@@ -3,8 +3,9 @@
 MIGRATE_FAILPOINTS names them when the program starts: ``NAME=FAULT``, several with
 commas between. FAULT is ``kill`` (SIGKILL to ourselves), ``raise``, ``hang``, the name
 of an errno such as ``EIO``, or ``tell:PATH``: connect to the unix socket there, say the
-name, and go on once the other end has closed. Without the variable each place is a call
-of a function that is empty.
+name, and go on once the other end has closed. ``@FILE`` instead: what is in that file
+when the program starts, so that a service can arm what it starts later. Without the
+variable each place is a call of a function that is empty.
 """
 
 import errno
@@ -12,6 +13,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 VARIABLE: Final = "MIGRATE_FAILPOINTS"
@@ -54,6 +56,8 @@ def _suffer(name: str, fault: str) -> None:
 
 
 def _parsed(text: str) -> dict[str, str]:
+    if text.startswith("@"):
+        text = Path(text[1:]).read_text()
     pairs = (item.partition("=") for item in text.split(",") if item)
     return {name: fault for name, _, fault in pairs}
 

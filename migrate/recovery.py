@@ -5,14 +5,18 @@ then (``ownership``, ``recovered``); here it is done, to a process that is found
 by the cgroup that its journal names. All of it may be interrupted, and done again.
 """
 
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
 import msgspec
 
+from migrate import lent_locks
+from migrate.failpoints import reach
 from migrate.inquiry import Inquiry
 from migrate.journal import Record
 from migrate.kernel.cgroups import Leaf
@@ -25,11 +29,11 @@ from migrate.ownership import (
     SourceOwner,
     SourceState,
     Verdict,
-    Word,
     Write,
     perform,
 )
 from migrate.state_directory import Kept, Side, StateDirectory, boot, pid_namespace
+from precopy.ids import Pid
 from transport.errors import TransportError
 
 ASK_S: Final = 10.0  # for each word of the answer: a worker has to start there
@@ -55,15 +59,38 @@ class Settled:
     name: str
     before: SourceState | DestinationState
     after: SourceState | DestinationState
+    lost: tuple[str, ...] = ()  # sentences: what could not be given back to it
 
 
-class _Hands:
-    """Does to a process that was found what the rules say."""
+class _Taken:
+    """A journal without a keeper that is ours to go on with, and the rules for it."""
 
-    def __init__(self, kept: Kept, record: Record) -> None:
+    def __init__(self, state: StateDirectory, kept: Kept, record: Record) -> None:
+        self._state = state
         self._kept = kept
         self._record = record
-        self.said: list[Word] = []
+        self.owner = _owner(record)
+        self.lost: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> SourceOwner:
+        """The owner of a departure."""
+        assert isinstance(self.owner, SourceOwner)
+        return self.owner
+
+    @property
+    def destination(self) -> DestinationOwner:
+        """The owner of an arrival."""
+        assert isinstance(self.owner, DestinationOwner)
+        return self.owner
+
+    def perform(self, actions: Sequence[Action]) -> None:
+        """Do to the process, which is found by its cgroup, what the rules say.
+
+        Raises:
+            OSError: it could not be done; do it again later.
+        """
+        perform(self.owner, actions, self)
 
     def do(self, action: Action) -> None:
         """Do one.
@@ -78,20 +105,37 @@ class _Hands:
                     self._record, state_number=state.value, written_s=int(time.time())
                 )
                 self._kept.journal.write(record, durable=durable)
-            case Say(word):
-                self.said.append(word)
+                reach(f"recovery.{state.name.lower()}.journalled")
+            case Say():
+                return  # whoever asks is told by the journal
             case Deed.THAW:
+                self._give_back()
                 self._end_leaf(kill=False)
+                reach("recovery.thawed")
             case Deed.KILL:
                 self._end_leaf(kill=True)
+                reach("recovery.killed")
             case Deed.FORGET:
                 self._kept.remove()
             case Deed.FREEZE:
                 raise AssertionError("nobody freezes what he has found")
 
+    def _give_back(self) -> None:
+        """What it gave up in the freeze, before it runs."""
+        record, lent = self._record, self._kept.entrusted()
+        if lent is None or record.boot != boot():
+            return
+        self.lost = lent_locks.take_back(
+            Pid(record.pid), record.start_ticks, os.fsdecode(record.leaf), lent
+        )
+        for sentence in self.lost:
+            self._state.audit(f"{record.name}: pid {record.pid} runs on: {sentence}")
+        self._kept.given_back()
+        reach("recovery.given_back")
+
     def _end_leaf(self, *, kill: bool) -> None:
         try:
-            leaf = Leaf(self._record.leaf)
+            leaf = Leaf(os.fsdecode(self._record.leaf))
         except FileNotFoundError:
             return  # there never was one, or this has been done already
         try:
@@ -104,55 +148,70 @@ class _Hands:
             leaf.close()
 
 
+@contextmanager
+def _taking(state: StateDirectory, side: Side, name: str) -> Iterator[_Taken | None]:
+    """The journal of a transaction while it is ours; None where it is another's.
+
+    Raises:
+        FileNotFoundError: there is none, or no longer.
+    """
+    kept = state.take(side, name)
+    if kept is None:
+        yield None
+        return
+    with kept:
+        record = kept.journal.record
+        # One that cannot be read stays: whatever it holds stays frozen.
+        if record is None or not _is_ours(record):
+            yield None
+        else:
+            yield _Taken(state, kept, record)
+
+
 def settle_all(state: StateDirectory) -> Iterator[Settled]:
     """Finish whatever has lost its keeper, without asking anybody."""
     for side in Side:
         for name in state.names(side):
-            if (settled := _settle(state, side, name)) is not None:
+            if (settled := settle(state, side, name)) is not None:
                 yield settled
 
 
-def _settle(state: StateDirectory, side: Side, name: str) -> Settled | None:
-    taken = _take(state, side, name)
-    if taken is None:
+def settle(state: StateDirectory, side: Side, name: str) -> Settled | None:
+    """Finish one, if it has lost its keeper; None if nothing has changed."""
+    try:
+        with _taking(state, side, name) as taken:
+            if taken is None:
+                return None
+            before = taken.owner.state
+            taken.perform(taken.owner.recovered())
+            after = taken.owner.state
+            if after is before and not taken.lost:
+                return None
+            return Settled(side, name, before, after, taken.lost)
+    except FileNotFoundError:
         return None
-    kept, record = taken
-    with kept:
-        owner = _owner(record)
-        before = owner.state
-        perform(owner, owner.recovered(), _Hands(kept, record))
-        after = owner.state
-        return None if after is before else Settled(side, name, before, after)
 
 
 def verdict_on_arrival(state: StateDirectory, name: str) -> Verdict:
     """What we say of a process that was to arrive. Settled first if it can be."""
     try:
-        kept = state.take(Side.DESTINATION, name)
+        with _taking(state, Side.DESTINATION, name) as taken:
+            if taken is None:
+                return Verdict.NOT_YET
+            taken.perform(taken.destination.recovered())
+            return taken.destination.verdict()
     except FileNotFoundError:
         return DestinationOwner(DestinationState.GONE).verdict()
-    if kept is None:
-        return Verdict.NOT_YET
-    with kept:
-        record = kept.journal.record
-        if record is None or not _is_ours(record):
-            return Verdict.NOT_YET
-        owner = _owner(record)
-        perform(owner, owner.recovered(), _Hands(kept, record))
-        assert isinstance(owner, DestinationOwner)
-        return owner.verdict()
 
 
 def forget_arrival(state: StateDirectory, name: str) -> None:
     """The source knows how it ended."""
-    taken = _take(state, Side.DESTINATION, name)
-    if taken is None:
+    try:
+        with _taking(state, Side.DESTINATION, name) as taken:
+            if taken is not None:
+                taken.perform(taken.destination.heard_fin())
+    except FileNotFoundError:
         return
-    kept, record = taken
-    with kept:
-        owner = _owner(record)
-        assert isinstance(owner, DestinationOwner)
-        perform(owner, owner.heard_fin(), _Hands(kept, record))
 
 
 def in_doubt(state: StateDirectory) -> Iterator[Record]:
@@ -179,34 +238,33 @@ def ask(state: StateDirectory, record: Record) -> Standing:
     with inquiry:
         settled = apply(state, record.name, inquiry.verdict, inquiry.epoch)
         if settled in (Standing.HERE, Standing.THERE) and inquiry.conclude():
-            _conclude(state, record.name)
+            _told(state, record.name, SourceOwner.heard_forgotten)
         return settled
 
 
 def apply(state: StateDirectory, name: str, verdict: Verdict, epoch: bytes) -> Standing:
     """Do what the destination says of a departure."""
-    taken = _take(state, Side.SOURCE, name)
-    if taken is None:
-        return standing(state, name)  # somebody was quicker, or is at it
-    kept, record = taken
-    with kept:
-        owner = _owner(record)
-        assert isinstance(owner, SourceOwner)
-        perform(owner, owner.heard(verdict, epoch), _Hands(kept, record))
-        return _STANDING[owner.state]
+    return _told(state, name, lambda owner: owner.heard(verdict, epoch))
 
 
 def fence(state: StateDirectory, name: str) -> Standing:
     """The operator swears that the destination will never run it: thaw it here."""
-    taken = _take(state, Side.SOURCE, name)
-    if taken is None:
-        return standing(state, name)  # somebody was quicker, or is at it
-    kept, record = taken
-    with kept:
-        owner = _owner(record)
-        assert isinstance(owner, SourceOwner)
-        perform(owner, owner.fenced(), _Hands(kept, record))
-        return _STANDING[owner.state]
+    return _told(state, name, SourceOwner.fenced)
+
+
+def _told(
+    state: StateDirectory,
+    name: str,
+    hears: Callable[[SourceOwner], Sequence[Action]],
+) -> Standing:
+    try:
+        with _taking(state, Side.SOURCE, name) as taken:
+            if taken is not None:
+                taken.perform(hears(taken.source))
+                return _STANDING[taken.source.state]
+    except FileNotFoundError:
+        pass
+    return standing(state, name)  # somebody was quicker, or is at it
 
 
 def standing(state: StateDirectory, name: str) -> Standing:
@@ -230,33 +288,6 @@ _STANDING: Final = {
     SourceState.DONE: Standing.THERE,
     SourceState.LOST: Standing.LOST,
 }
-
-
-def _conclude(state: StateDirectory, name: str) -> None:
-    taken = _take(state, Side.SOURCE, name)
-    if taken is None:
-        return
-    kept, record = taken
-    with kept:
-        owner = _owner(record)
-        assert isinstance(owner, SourceOwner)
-        perform(owner, owner.heard_forgotten(), _Hands(kept, record))
-
-
-def _take(state: StateDirectory, side: Side, name: str) -> tuple[Kept, Record] | None:
-    """A journal without a keeper that is ours to go on with."""
-    try:
-        kept = state.take(side, name)
-    except FileNotFoundError:
-        return None
-    if kept is None:
-        return None
-    record = kept.journal.record
-    # One that cannot be read stays: whatever it holds stays frozen.
-    if record is None or not _is_ours(record):
-        kept.close()
-        return None
-    return kept, record
 
 
 def _is_ours(record: Record) -> bool:

@@ -25,6 +25,7 @@ from migrate import (
     doorway,
     dump,
     image,
+    lent_locks,
     page_sender,
     preflight,
     recovery,
@@ -43,6 +44,7 @@ from migrate.errors import (
     RolledBack,
     RolledBackWithoutLocks,
 )
+from migrate.failpoints import reach
 from migrate.freeze import Frozen, freeze, own_leaf
 from migrate.image import FrozenTree, Index, Outline
 from migrate.kernel import cgroups, probes, procfs
@@ -236,11 +238,14 @@ class Departure:
                 DepartureJournal(self._state, self._transaction, self._pid, self._peer)
             )
             self._greet()
+            reach("source.greeted")
             self._progress.preparing("looking at the process")
             brake = undo.enter_context(Brake(self._pid, self._sleepers))
             self._look(undo, brake)
+            reach("source.tracked")
             self._progress.preparing("building its skeleton at the destination")
             self._offer()
+            reach("source.offered")
             memory = OutgoingMemory(
                 undo.enter_context(TaskMemory(self._pid)),
                 self._tracker,
@@ -259,10 +264,12 @@ class Departure:
                 threads=len(self._process.tasks),
             )
             rounds.run()
+            reach("source.rounds.sent")
             name = arrival_leaf.departure(self._transaction.hex()[:8])
             home = cgroups.current(self._pid)
             self.journal.freezing(cgroups.leaf_path(home, name))
             leaf = undo.enter_context(own_leaf(self._pid, name))
+            reach("source.leaf.made")
             # For good: a collection takes milliseconds, and this command ends soon.
             gc.collect()
             gc.freeze()
@@ -348,20 +355,25 @@ class Departure:
         with freeze(leaf, self._pid, self._sleepers) as frozen:
             stopped_s = time.monotonic()
             self._require_still_alone()
+            reach("source.frozen")
             with self._lending_locks(frozen) as lent:
                 self._send_state(frozen, lent)
+                reach("source.state.sent")
                 dumped_s = time.monotonic()
                 taken = memory.take(final=True)
                 scanned_s = time.monotonic()
                 memory.send_last(taken)
+                reach("source.pages.sent")
                 sent_s = time.monotonic()
                 ready = self._channel.expect(m.Ready, timeout_s=T_FREEZE_S)
                 ready_s = time.monotonic()
+                reach("source.ready.heard")
                 self._hand_over(frozen, ready)
             ended_s = time.monotonic()
             self.journal.arrived()
             frozen.tracee.kill()
             frozen.tracee.reap()
+            reach("source.killed")
         self._downtime_s = ended_s - frozen.began_s
         self._parts = DowntimeParts(
             freeze=stopped_s - frozen.began_s,
@@ -403,15 +415,24 @@ class Departure:
             raise
 
     def _take_back(self, frozen: Frozen, lent: list[file_lock.FileLocks]) -> None:
+        # The copy over there may have them by now, until it is ended.
+        self._channel.abort([m.Reason("source", self._pid, None, "called off")])
         try:
             with frozen.injecting() as remote:
-                source = self._source(frozen.tracee, remote)
                 for locks in lent:
-                    file_lock.reacquire(source, locks)
-        except CannotCarry as error:
+                    self._insist(remote, locks)
+        finally:
+            # Not to be taken once more: it may give one up by itself from now on.
+            self.journal.given_back()
+
+    @staticmethod
+    def _insist(remote: Remote, locks: file_lock.FileLocks) -> None:
+        lost = lent_locks.patiently(lambda: file_lock.reacquire(remote, locks))
+        if lost:
             raise RolledBackWithoutLocks(
-                f"The move failed, and its locks were taken meanwhile: {error.message}"
-            ) from error
+                "The move failed, and its locks were taken meanwhile: "
+                f"{lost[0].message}"
+            ) from lost[0]
 
     def _send_state(self, frozen: Frozen, lent: list[file_lock.FileLocks]) -> None:
         """Everything but memory; afterwards its file locks are nobody's."""
@@ -423,6 +444,7 @@ class Departure:
             )
             locks = file_lock.dump(source)
             if locks is not None:
+                self.journal.lend(lent_locks.encode(locks))
                 lent.append(locks)
                 file_lock.release(source, locks)
         self._channel.send(m.State(image.encode(FrozenTree((record,)))))
@@ -454,6 +476,7 @@ class Departure:
     def _say_goodbye(self) -> None:
         try:
             self._channel.send(m.Fin())
+            reach("source.fin.said")
             self._channel.expect(m.FinAck)
         except TransportError:
             # It runs there; whoever runs next on this host tells the destination.

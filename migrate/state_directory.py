@@ -5,6 +5,7 @@
     ├── lock              held while a departure begins
     ├── audit.log         what operators decided against the protocol
     ├── departures/TX     our journal of a process that leaves
+    ├── departures/.TX.lent   what has to be given back to it before it runs again
     └── arrivals/TX       our journal of one that comes
 
 A journal is locked by its keeper, and flock(2) ends with the process that holds it: one
@@ -69,7 +70,13 @@ class File:
 
     def remove(self) -> None:
         """The journal has had its time."""
+        self.beside.unlink(missing_ok=True)
         self._path.unlink(missing_ok=True)
+
+    @property
+    def beside(self) -> Path:
+        """Where something of any length is kept that goes with the journal."""
+        return self._path.with_name(f".{self._path.name}.lent")
 
     def close(self) -> None:
         """Give up the lock: who comes next may go on."""
@@ -90,6 +97,27 @@ class Kept:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def entrust(self, lent: bytes) -> None:
+        """Keep what whoever goes on has to give back to the process.
+
+        Not synced: the process does not outlive this kernel either.
+
+        Raises:
+            OSError: there is no room.
+        """
+        self._file.beside.write_bytes(lent)
+
+    def entrusted(self) -> bytes | None:
+        """What is to be given back, if anything is."""
+        try:
+            return self._file.beside.read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def given_back(self) -> None:
+        """Nothing is to be given back any more."""
+        self._file.beside.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Forget the transaction."""

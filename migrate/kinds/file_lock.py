@@ -9,12 +9,16 @@ section (release), and takes them again if the move is called off (reacquire). I
 between nobody holds them: somebody who waits for one may get it, and then the copy
 is refused, and so may the original be.
 
+Those of a description are given up from outside, through pidfd_getfd(2); those of a
+process only itself can set.
+
 A thread that waits for a lock needs nothing: its system call is made again.
 """
 
 import fcntl
 import os
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from errno import EACCES, EAGAIN
@@ -22,6 +26,7 @@ from typing import Final
 
 from migrate.errors import printable
 from migrate.kernel import procfs
+from migrate.kernel.pidfds import PidFd
 from migrate.kernel.procfs import FdView
 from migrate.kernel.remote import Remote
 from migrate.kinds.kind import CannotCarry, Kind, Scope, Source, Target
@@ -100,54 +105,75 @@ def restore(record: FileLocks, target: Target) -> None:
     Raises:
         CannotCarry: somebody holds one.
     """
-    _acquire(record, target.remote)
+    for lock in record.locks:
+        if not 0 <= lock.start <= _OFFSET_MAX or not 0 <= lock.length <= _OFFSET_MAX:
+            raise CannotCarry(KIND.name, f"{_name(lock)} came with a bad range.")
+    if lost := _acquire(record.locks, target.remote):
+        raise lost[0]
 
 
 def release(source: Source, record: FileLocks) -> None:
     """Have the frozen original give up its locks, for the copy to take them.
 
-    Afterwards the process must not run before reacquire().
+    Afterwards the process must not run before they were taken again.
     """
+    for lock in record.locks:
+        if lock.holder is not Holder.PROCESS:
+            _unlock(source.pidfd, lock)
     batch = source.remote.batch()
     for lock in record.locks:
-        if lock.holder is Holder.WHOLE_FILE:
-            batch.add("flock", lock.fd, fcntl.LOCK_UN)
-        else:
+        if lock.holder is Holder.PROCESS:
             batch.add("fcntl", lock.fd, _command(lock), _range(lock, fcntl.F_UNLCK))
     batch.run()
 
 
-def reacquire(source: Source, record: FileLocks) -> None:
+def reacquire(remote: Remote, record: FileLocks) -> list[CannotCarry]:
     """Have the original take its locks again: the move is called off.
 
-    Raises:
-        CannotCarry: somebody was quicker; the process believes to hold a lock that
-            it has lost.
+    By itself, so that /proc/locks names it and not us. What could not be had, somebody
+    was quicker to take: the process believes to hold a lock that it has lost.
     """
-    _acquire(record, source.remote)
+    return _acquire(record.locks, remote)
 
 
-def _acquire(record: FileLocks, remote: Remote) -> None:
+def _acquire(locks: Sequence[Lock], remote: Remote) -> list[CannotCarry]:
     batch = remote.batch()
-    for lock in record.locks:
-        if not 0 <= lock.start <= _OFFSET_MAX or not 0 <= lock.length <= _OFFSET_MAX:
-            raise CannotCarry(KIND.name, f"{_name(lock)} came with a bad range.")
+    for lock in locks:
         if lock.holder is Holder.WHOLE_FILE:
-            mode = fcntl.LOCK_EX if lock.exclusive else fcntl.LOCK_SH
-            batch.add("flock", lock.fd, mode | fcntl.LOCK_NB)
+            batch.add("flock", lock.fd, _mode(lock) | fcntl.LOCK_NB)
         else:
-            mode = fcntl.F_WRLCK if lock.exclusive else fcntl.F_RDLCK
-            batch.add("fcntl", lock.fd, _command(lock), _range(lock, mode))
-    for lock, result in zip(record.locks, batch.run(check=False), strict=True):
-        if result < 0:
-            held = -result in (EAGAIN, EACCES)
-            what = "is held by another process" if held else os.strerror(-result)
-            raise CannotCarry(
-                KIND.name,
-                f"{_name(lock)} cannot be taken: {what}.",
-                pid=remote.pid,
-                fd=lock.fd,
-            )
+            batch.add("fcntl", lock.fd, _command(lock), _range(lock, _mode(lock)))
+    return [
+        _cannot_take(lock, -result, remote.pid)
+        for lock, result in zip(locks, batch.run(check=False), strict=True)
+        if result < 0
+    ]
+
+
+def _cannot_take(lock: Lock, number: int, pid: int) -> CannotCarry:
+    held = number in (EAGAIN, EACCES)
+    what = "is held by another process" if held else os.strerror(number)
+    sentence = f"{_name(lock)} cannot be taken: {what}."
+    return CannotCarry(KIND.name, sentence, pid=pid, fd=lock.fd)
+
+
+def _unlock(pidfd: PidFd, lock: Lock) -> None:
+    """Give up a lock of a description, through that description."""
+    fd = pidfd.getfd(lock.fd)
+    try:
+        if lock.holder is Holder.WHOLE_FILE:
+            fcntl.flock(fd, fcntl.LOCK_UN)
+        else:
+            fcntl.fcntl(fd, _F_OFD_SETLK, _range(lock, fcntl.F_UNLCK))
+    finally:
+        os.close(fd)
+
+
+def _mode(lock: Lock) -> int:
+    """What flock(2) takes, or the type that fcntl(2) does."""
+    if lock.holder is Holder.WHOLE_FILE:
+        return fcntl.LOCK_EX if lock.exclusive else fcntl.LOCK_SH
+    return fcntl.F_WRLCK if lock.exclusive else fcntl.F_RDLCK
 
 
 def _lock(view: FdView, seen: procfs.Lock) -> Lock:

@@ -1,5 +1,6 @@
 """Two hosts, one counting process, one fault at one point; and who runs afterwards."""
 
+import fcntl
 import os
 import select
 import shlex
@@ -11,93 +12,37 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Final
 
 import migrate
 from migrate.failpoints import VARIABLE
-from migrate.testbed import Agent, Host, HostProcess, TestBed
+from migrate.testbed import Agent, Host, TestBed
 from migrate.testbed.errors import TestBedError
+from tests.live.handover_cases import CUTS, Case, Fault, Who
+from tests.live.unharmed import Condition
 
 ROOT: Final = Path(migrate.__file__).parents[1]
 TARGETS: Final = Path(__file__).parent / "targets"
 PATIENCE_S: Final = 40.0
 _LOOK_AGAIN_S: Final = 0.02
 _HANG_S: Final = 4.0  # longer than an answer is waited for
-
-
-class Fault(Enum):
-    """What happens at the point."""
-
-    KILL = "kill"
-    RAISE = "raise"
-    HANG = "hang"
-    ERRNO = "EIO"
-    CUT = "cut both ways"
-    CUT_TO_DESTINATION = "cut towards the destination"
-    CUT_TO_SOURCE = "cut towards the source"
-
-
-class Who(Enum):
-    """Whose agent, or command, ends at the fault beside the one at the point."""
-
-    ONE = "one side"
-    BOTH = "both sides"
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One row of the sweep."""
-
-    point: str
-    fault: Fault
-    who: Who = Who.ONE
-
-    def __str__(self) -> str:
-        return f"{self.point}: {self.fault.value}, {self.who.value}"
-
-
-SOURCE_POINTS: Final = (
-    "source.frozen.write",
-    "source.frozen.journalled",
-    "source.go.before_journal",
-    "source.go.write",
-    "source.go.journalled",
-    "source.go.said",
-    "source.accepted.heard",
-    "source.done.write",
-    "source.done.journalled",
-)
-DESTINATION_POINTS: Final = (
-    "destination.ready.write",
-    "destination.ready.journalled",
-    "destination.ready.said",
-    "destination.go.heard",
-    "destination.accepted.write",
-    "destination.accepted.journalled",
-    "destination.thawed",
-    "destination.accepted.said",
-)
-
-
-def every_case() -> Iterator[Case]:
-    """Every point with every fault; a record can fail with an errno, nothing else."""
-    for point in (*SOURCE_POINTS, *DESTINATION_POINTS):
-        for fault in Fault:
-            if fault is Fault.ERRNO and not point.endswith(".write"):
-                continue
-            yield Case(point, fault)
-            if fault in (Fault.KILL, Fault.HANG, Fault.CUT):
-                yield Case(point, fault, Who.BOTH)
+_CUT_S: Final = 6.0  # longer than the source stands still for Ready
 
 
 def eventually(holds: Callable[[], bool], what: str) -> None:
     """Look again and again: nobody tells us."""
-    deadline = time.monotonic() + PATIENCE_S
+    assert within(PATIENCE_S, holds), f"not even after {PATIENCE_S} s: {what}"
+
+
+def within(seconds: float, holds: Callable[[], bool]) -> bool:
+    """Whether it holds in time."""
+    deadline = time.monotonic() + seconds
     while not holds():
-        assert time.monotonic() < deadline, f"not even after {PATIENCE_S} s: {what}"
+        if time.monotonic() > deadline:
+            return False
         select.select([], [], [], _LOOK_AGAIN_S)
+    return True
 
 
 def compiled(folder: Path) -> Path:
@@ -108,21 +53,81 @@ def compiled(folder: Path) -> Path:
     return program
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a case ended, and nothing was wrong with it."""
+
+    where: str  # the host on which it counts on
+    code: int  # of the command that moved it
+    locks_lost: tuple[str, ...]
+    took_s: float
+
+
 class Sweep:
-    """The hosts and the program, for many cases."""
+    """The hosts, their agents and the program, for many cases."""
 
     def __init__(self, bed: TestBed, folder: Path) -> None:
         self.a, self.b = bed.host("a"), bed.host("b")
         self.folder = folder
         self.program = compiled(folder)
+        self.armed = folder / "armed"
+        self.armed.write_text("")
+        self.port = 0
+        self.agents: dict[str, Agent] = {}
         self._cases = 0
+        for host in (self.a, self.b):
+            self.start_agent(host)
 
-    def play(self, case: Case) -> str:
-        """One case; where it ran in the end."""
+    def play(self, case: Case) -> Ended:
+        """One case.
+
+        Raises:
+            AssertionError: two copies, or none, or one with a gap.
+        """
         self._cases += 1
+        began_s = time.monotonic()
         with ExitStack() as at_the_end:
-            where = Played(self, case, at_the_end, self._cases).run()
-        return where
+            at_the_end.callback(self.start_missing_agents)
+            played = Played(self, case, at_the_end, self._cases)
+            where = played.run()
+            return Ended(
+                where, played.code, played.locks_lost(), time.monotonic() - began_s
+            )
+
+    def start_agent(self, host: Host) -> None:
+        """An agent whose workers do at a point what the file ``armed`` says."""
+        env = {**os.environ, VARIABLE: f"@{self.armed}"} if host is self.b else None
+        port = self.port if host is self.b else 0
+        self.agents[host.name] = agent = host.agent(port=port, env=env)
+        if host is self.b:
+            self.port = agent.port
+
+    def start_missing_agents(self) -> None:
+        """Where one was killed."""
+        for host in (self.a, self.b):
+            if not self.agents[host.name].process.is_alive():
+                self.agents[host.name].process.wait()
+                self.agents[host.name].process.close()
+                self.start_agent(host)
+
+    def kill_agents(self) -> None:
+        """As if nobody had ever run one."""
+        for agent in self.agents.values():
+            agent.process.kill()
+        eventually(
+            lambda: not any(a.process.is_alive() for a in self.agents.values()),
+            "they are dead",
+        )
+
+    def die_in_recovery(self, host: Host, point: str) -> None:
+        """An agent starts there, and is killed at the point while it recovers."""
+        env = {**os.environ, VARIABLE: f"{point}=kill"}
+        try:
+            agent = host.agent(env=env)
+        except TestBedError:
+            return  # before it could say where it listens
+        eventually(lambda: not agent.process.is_alive(), f"it has come to {point}")
+        agent.process.close()
 
 
 class Played:
@@ -133,12 +138,13 @@ class Played:
         self._case = case
         self._undo = undo
         self._witness = on.folder / f"witness-{number}"
-        self._at_source = case.point.startswith("source.")
         self._telling = on.folder / f"tell-{number}"
         self._listener = undo.enter_context(socket.socket(socket.AF_UNIX))
         self._listener.bind(str(self._telling))
         self._listener.listen()
         self._listener.settimeout(PATIENCE_S)
+        self.code = 0
+        self._is_cut = False
 
     def run(self) -> str:
         """Start, fault, heal, and look."""
@@ -149,16 +155,15 @@ class Played:
             else:
                 self._suffer()
             self._heal()
-            where = self._judge()
-            # It has asked as well, and hears what it was told or finds it settled.
+            # Also one in doubt: it asks until it hears, or finds it settled.
             self._moving_ends()
-            return where
+            return self._judge()
 
     def _start(self) -> None:
-        on = self._on
-        armed = {**os.environ, VARIABLE: f"{self._case.point}={self._how()}"}
-        theirs = None if self._at_source else armed
-        self._agent = self._begin_agent(on.b, env=theirs)
+        on, case = self._on, self._case
+        arming = f"{case.point}={self._how()}"
+        on.armed.write_text("" if case.at_source else arming)
+        self._undo.callback(on.armed.write_text, "")
         self._process = on.a.popen(
             [str(on.program), str(self._witness)], stdout=subprocess.PIPE
         )
@@ -166,13 +171,16 @@ class Played:
         self._undo.callback(self._end_copies)
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == b"ready\n"
-        to = f"{self._agent.address}:{self._agent.port}"
+        eventually(lambda: len(self._lines()) > 2, "it counts")
+        self._before = Condition.of(self._process.pid)
+        env = {**os.environ, VARIABLE: arming} if case.at_source else None
         self._moving = on.a.popen(
             [
-                *(sys.executable, "-m", "migrate", "--to", to, "-q"),
-                *("--tracker", "everything", str(self._process.pid_inside)),
+                *(sys.executable, "-m", "migrate"),
+                *("--to", f"{on.b.address}:{on.port}", "-q"),
+                str(self._process.pid_inside),
             ],
-            env=armed if self._at_source else None,
+            env=env,
             stderr=on.folder / "moving.log",
             cwd=ROOT,
         )
@@ -183,82 +191,87 @@ class Played:
         return f"tell:{self._telling}"
 
     def _suffer(self) -> None:
-        reached, _ = self._listener.accept()
+        try:
+            reached, _ = self._listener.accept()
+        except TimeoutError:
+            raise AssertionError(f"it never came to {self._case.point}") from None
+        self._on.armed.write_text("")
         with reached:
             reached.recv(100)
             match self._case.fault:
                 case Fault.KILL:
-                    self._kill(here=self._at_source, there=not self._at_source)
+                    self._kill()
                 case Fault.HANG:
-                    select.select([], [], [], _HANG_S)
-                    self._kill(here=self._at_source, there=not self._at_source)
+                    within(_HANG_S, self._moving_has_ended)
+                    self._kill()
                 case _:
                     self._cut()
-            if self._case.who is Who.BOTH:
-                self._kill(here=True, there=True)
-        if self._case.fault in _CUTS:
-            # So long that both sides have noticed.
-            select.select([], [], [], 2 * _HANG_S)
+                    if self._case.who is Who.BOTH:
+                        self._kill()
+        if self._case.fault in CUTS:
+            # So long that both sides have noticed, unless they are long done.
+            within(_CUT_S, self._moving_has_ended)
 
-    def _kill(self, *, here: bool, there: bool) -> None:
-        if here:
+    def _kill(self) -> None:
+        both = self._case.who is Who.BOTH
+        if both:
+            self._on.kill_agents()
+        if both or self._case.at_source:
             self._moving.kill()
-        if there:
+        if both or not self._case.at_source:
             for pid in _workers(self._on.b):
                 _kill(pid)
-            if self._case.who is Who.BOTH:
-                self._agent.process.kill()
-                eventually(lambda: not self._agent.process.is_alive(), "it is dead")
 
     def _cut(self) -> None:
+        self._set_link(is_up=False)
+        self._is_cut = True
+        self._undo.callback(self._mend)
+
+    def _mend(self) -> None:
+        if self._is_cut:
+            self._is_cut = False
+            self._set_link(is_up=True)
+
+    def _set_link(self, *, is_up: bool) -> None:
         a, b = self._on.a, self._on.b
         match self._case.fault:
             case Fault.CUT:
-                _ip(a, "link", "set", "eth0", "down")
-                self._undo.callback(_ip, a, "link", "set", "eth0", "up")
+                _ip(a, "link", "set", "eth0", "up" if is_up else "down")
             case Fault.CUT_TO_DESTINATION:
-                _ip(a, "route", "add", "blackhole", f"{b.address}/32")
-            case Fault.CUT_TO_SOURCE:
-                _ip(b, "route", "add", "blackhole", f"{a.address}/32")
+                _swallow(a, b.address, is_swallowed=not is_up)
             case _:
-                raise AssertionError
+                _swallow(b, a.address, is_swallowed=not is_up)
 
     def _heal(self) -> None:
         a, b = self._on.a, self._on.b
-        match self._case.fault:
-            case Fault.CUT:
-                _ip(a, "link", "set", "eth0", "up")
-            case Fault.CUT_TO_DESTINATION:
-                _ip(a, "route", "del", "blackhole", f"{b.address}/32")
-            case Fault.CUT_TO_SOURCE:
-                _ip(b, "route", "del", "blackhole", f"{a.address}/32")
-            case _:
-                pass
-        if not self._agent.process.is_alive():
-            self._begin_agent(b, port=self._agent.port)
-        self._begin_agent(a)
+        self._mend()
+        self._on.armed.write_text("")
+        if self._case.dies_again_at:
+            host = a if self._case.recovers_at_source else b
+            self._on.die_in_recovery(host, self._case.dies_again_at)
+        self._on.start_missing_agents()
 
-    def _begin_agent(
-        self, host: Host, *, port: int = 0, env: dict[str, str] | None = None
-    ) -> Agent:
-        agent = host.agent(port=port, env=env)
-        self._undo.callback(agent.process.close)
-        self._undo.callback(lambda: agent.process.is_alive() and agent.stop())
-        return agent
+    def _moving_has_ended(self) -> bool:
+        return not self._moving.is_alive()
 
     def _moving_ends(self) -> None:
-        eventually(lambda: not self._moving.is_alive(), "the command ends")
+        eventually(self._moving_has_ended, "the command ends")
+        self.code = self._moving.wait()
 
     def _judge(self) -> str:
         eventually(lambda: len(self._running()) == 1, "one copy runs, and is alone")
         (where,) = self._running()
-        count = self._last()
-        eventually(lambda: self._last() > count + 20, "it counts on")
+        count = len(self._lines())
+        eventually(lambda: len(self._lines()) > count + 20, "it counts on")
         assert list(self._running()) == [where]
-        self._assert_linear()
+        self._assert_linear(where)
         eventually(
             lambda: not any(_leaves(h) for h in (self._on.a, self._on.b)), "no leaf"
         )
+        if where == "a":
+            self._before.assert_same_now()
+        expected = self._case.ends_at()
+        assert expected in (None, where), f"it counts on {where}, not on {expected}"
         return where
 
     def _running(self) -> dict[str, int]:
@@ -282,23 +295,49 @@ class Played:
         except (FileNotFoundError, ProcessLookupError):
             return False
 
-    def _last(self) -> int:
-        return int(self._witness.read_text().rsplit("\n", 2)[-2])
+    def _lines(self) -> list[str]:
+        try:
+            return self._witness.read_text().split("\n")[:-1]
+        except FileNotFoundError:
+            return []
 
-    def _assert_linear(self) -> None:
-        """No number is missing, none comes twice, none comes late."""
-        lines = self._witness.read_text().split("\n")[:-1]
-        for number, line in enumerate(lines, 1):
-            assert line == str(number), f"{line} where {number} was to come"
+    def _assert_linear(self, where: str) -> None:
+        """No number is missing, none comes twice, none comes late; and once it has
+        been counted over there, it is counted nowhere else."""
+        here = "a"
+        for number, line in enumerate(self._lines(), 1):
+            host, counted = line.split(" ")
+            assert counted == str(number), f"{line} where {number} was to come"
+            assert host >= here, f"it counted on {here}, and then again on {host}"
+            here = host
+        assert here == where
+
+    def locks_lost(self) -> tuple[str, ...]:
+        """Those that somebody else can have now, though it counts on with them."""
+        return tuple(
+            name
+            for name in ("process", "description", "whole")
+            if _can_lock(Path(f"{self._witness}.{name}"), whole=name == "whole")
+        )
 
     def _end_copies(self) -> None:
         for host in (self._on.a, self._on.b):
             for pid in _processes(host):
                 if self._is_copy(pid):
                     _kill(pid)
+        eventually(
+            lambda: not any(_leaves(h) for h in (self._on.a, self._on.b)), "no leaf"
+        )
 
 
-_CUTS: Final = (Fault.CUT, Fault.CUT_TO_DESTINATION, Fault.CUT_TO_SOURCE)
+def _can_lock(path: Path, *, whole: bool) -> bool:
+    with path.open("r+") as file:
+        lock = fcntl.flock if whole else fcntl.lockf
+        try:
+            lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
 
 def _kill(pid: int) -> None:
@@ -319,11 +358,14 @@ def _processes(host: Host) -> set[int]:
 
 
 def _workers(host: Host) -> list[int]:
-    return [
-        pid
-        for pid in _processes(host)
-        if b"arrive" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    ]
+    return [pid for pid in _processes(host) if _is_worker(pid)]
+
+
+def _is_worker(pid: int) -> bool:
+    try:
+        return b"arrive" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _leaves(host: Host) -> list[Path]:
@@ -338,6 +380,12 @@ def _is_frozen(pid: int) -> bool:
     return "/migrate-arrival" in line or "/migrate-departure" in line
 
 
+def _swallow(host: Host, address: str, *, is_swallowed: bool) -> None:
+    """Whatever ``host`` sends there is lost, or is not any more."""
+    verb = "add" if is_swallowed else "del"
+    _ip(host, "route", verb, "blackhole", f"{address}/32")
+
+
 def _ip(host: Host, *arguments: str) -> None:
     done = host.run(["ip", *arguments])
     assert done.returncode == 0, done.stderr
@@ -348,6 +396,3 @@ def sweep(folder: Path) -> Iterator[Sweep]:
     """Two hosts that see ``folder`` and the project."""
     with TestBed(shared=[ROOT, folder]) as bed:
         yield Sweep(bed, folder)
-
-
-__all__ = ["Case", "Fault", "HostProcess", "Sweep", "TestBedError", "Who", "sweep"]

@@ -142,6 +142,6 @@ def test_locks_come_back(tmp_path: Path) -> None:
             locks = file_lock.dump(source)
             assert locks is not None
             file_lock.release(source, locks)
-            file_lock.reacquire(source, locks)
+            assert file_lock.reacquire(source.remote, locks) == []
         tell_moved(full.process.pid, ready)
         assert full.verdict() == []

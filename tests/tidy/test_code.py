@@ -27,6 +27,7 @@ CATCH_ALL: Final = {
 
 # Where there is no event to wait for.
 SLEEPS: Final = {
+    "migrate/lent_locks.py": "fcntl(2) waits for a lock only in who is to have it",
     "tests/leaks.py": "the kernel tells nobody when it has taken a namespace down",
     "tests/live/stage.py": "nothing tells when another process blocks in a call",
 }
