@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import click
 
-from migrate import resolution
+from migrate import acquaintance, resolution
 from migrate.arguments import Asked, asks_for_a_move, parsed, with_state_directory
 from migrate.errors import (
     MigrateError,
@@ -116,6 +116,9 @@ def commands() -> None:
     """Move a running process to another host, where it goes on."""
 
 
+commands.add_command(acquaintance.identity)
+commands.add_command(acquaintance.pair)
+commands.add_command(acquaintance.policy)
 commands.add_command(resolution.status)
 commands.add_command(resolution.resolve)
 

@@ -90,6 +90,26 @@ def _word(number: int) -> str:
     )
 
 
+def require_own_kind(certificate: bytes) -> None:
+    """An Ed25519 key that signs itself, as ours: nothing else is worth to be pinned.
+
+    Raises:
+        NotOurs: it is something else.
+    """
+    from cryptography import x509
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    try:
+        found = x509.load_der_x509_certificate(certificate)
+        key = found.public_key()
+        if not isinstance(key, Ed25519PublicKey):
+            raise NotOurs("Its key is not an Ed25519 key, as those of migrate are.")
+        key.verify(found.signature, found.tbs_certificate_bytes)
+    except (ValueError, InvalidSignature, UnsupportedAlgorithm) as error:
+        raise NotOurs(f"Its certificate is none of migrate's: {error}.") from error
+
+
 def _certificate(text: str, file: Path) -> bytes:
     begin = text.find("-----BEGIN CERTIFICATE-----")
     if begin < 0 or "-----BEGIN PRIVATE KEY-----" not in text:

@@ -3,13 +3,23 @@
     fingerprint = "SHA256:9f86d0…"
     addresses = ["db2.example:7077", "10.0.0.7"]   # without a port: any
 
+    [[allow_in]]                                   # what it may bring here
+    user = "alice"
+    exe = ["/usr/bin/python3*"]
+    memory_max = "8G"
+
+    [[allow_out]]                                  # what may go there
+    user = "*"
+
 A name that resolves elsewhere, or an address that changes hands, changes nothing: who
 connects is known by the fingerprint alone, and who is connected to must have the one
 that was pinned for the address.
 """
 
+import json
 import re
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, TypeAlias
@@ -19,7 +29,8 @@ from msgspec import Meta
 
 from migrate import config_directory
 from migrate.config_directory import NotOurs
-from migrate.options import OptionError, Peer, parse_peer
+from migrate.options import OptionError, Peer
+from migrate.policy import ANYBODY, ROOT, Rule, Rules
 from transport.tls import Fingerprint
 
 FOLDER: Final = "peers.d"
@@ -36,6 +47,9 @@ class KnownPeer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     fingerprint: Annotated[str, Meta(pattern=r"\ASHA256:[0-9a-f]{64}\Z")]
     addresses: Annotated[Addresses, Meta(max_length=100)] = ()
+    allow_in: Rules = ()
+    deny_in: Rules = ()
+    allow_out: Rules = ()
 
     def is_at(self, where: Peer) -> bool:
         """Whether it is pinned for that address."""
@@ -118,55 +132,89 @@ def parse_fingerprint(text: str) -> Fingerprint:
     return Fingerprint(text)
 
 
-def pin(
-    fingerprint: Fingerprint, where: Peer | None = None, folder: Path | None = None
-) -> str:
-    """Know it from now on, and at ``where``; the name of its file.
+def pin(fingerprint: Fingerprint, where: Peer, folder: Path | None = None) -> str:
+    """It is what answers at ``where``, and everything may go there that may leave; the
+    name of its file.
 
     Raises:
         NotOurs: the file cannot be written, or another key is pinned for the address.
     """
     folder = folder or config_directory.path()
     known = Peers.load(folder)
-    if where is not None:
-        for other in known.pinned(where):
-            if other != fingerprint:
-                raise NotOurs(f"{where} is pinned to {other} already.")
-    found = known.named(fingerprint)
-    if found is None:
-        name = _name(fingerprint, where)
-        while name in known.by_name:
-            name += "-2"
-        peer = KnownPeer(fingerprint)
-    else:
-        name, peer = found
-    if where is not None and not peer.is_at(where):
+    for other in known.pinned(where):
+        if other != fingerprint:
+            raise NotOurs(f"{where} is pinned to {other} already.")
+    name, peer = known.named(fingerprint) or (
+        _free_name(known, _NOT_IN_NAMES.sub("_", where.host)),
+        KnownPeer(fingerprint),
+    )
+    if not peer.is_at(where):
         addresses = (*peer.addresses, str(where))
         peer = msgspec.structs.replace(peer, addresses=addresses)
-    config_directory.make(folder / FOLDER)
-    config_directory.write_ours(
-        folder / FOLDER / f"{name}.toml", text_of(peer), anew=found is None
-    )
+    if not peer.allow_out:
+        peer = msgspec.structs.replace(peer, allow_out=(Rule(ANYBODY), Rule(ROOT)))
+    _write(folder, name, peer)
     return name
 
 
+def admit(
+    fingerprint: Fingerprint, rules: tuple[Rule, ...], folder: Path | None = None
+) -> str:
+    """It may bring here what ``rules`` say, and no longer what was said before; the
+    name of its file.
+
+    Raises:
+        NotOurs: the file cannot be written.
+    """
+    folder = folder or config_directory.path()
+    known = Peers.load(folder)
+    name, peer = known.named(fingerprint) or (
+        _free_name(known, "key-" + fingerprint.removeprefix("SHA256:")[:16]),
+        KnownPeer(fingerprint),
+    )
+    _write(folder, name, msgspec.structs.replace(peer, allow_in=rules))
+    return name
+
+
+def _free_name(known: Peers, name: str) -> str:
+    while name in known.by_name:
+        name += "-2"
+    return name
+
+
+def _write(folder: Path, name: str, peer: KnownPeer) -> None:
+    config_directory.make(folder / FOLDER)
+    file = folder / FOLDER / f"{name}.toml"
+    text = text_of(peer)
+    assert parse(text, file) == peer, text
+    config_directory.write_ours(file, text, anew=False)
+
+
 def text_of(peer: KnownPeer) -> str:
-    """The file that says this; nothing in it needs an escape."""
-    for address in peer.addresses:
-        assert _is_address(address), address
-    listed = ", ".join(f'"{address}"' for address in peer.addresses)
-    return f'fingerprint = "{peer.fingerprint}"\naddresses = [{listed}]\n'
+    """The file that says this."""
+    lines = [
+        f"fingerprint = {_quoted(peer.fingerprint)}",
+        f"addresses = {_listed(peer.addresses)}",
+    ]
+    for table in ("allow_in", "deny_in", "allow_out"):
+        for rule in getattr(peer, table):
+            lines += ["", f"[[{table}]]", *_lines_of(rule)]
+    return "\n".join(lines) + "\n"
 
 
-def _is_address(text: str) -> bool:
-    try:
-        parse_peer(text if ":" in text else f"{text}:1")
-    except OptionError:
-        return False
-    return True
+def _lines_of(rule: Rule) -> Iterator[str]:
+    yield f"user = {_quoted(rule.user)}"
+    yield f"exe = {_listed(rule.exe)}"
+    if rule.memory_max is not None:
+        yield f"memory_max = {_quoted(rule.memory_max)}"
+    if rule.processes_max is not None:
+        yield f"processes_max = {rule.processes_max}"
 
 
-def _name(fingerprint: Fingerprint, where: Peer | None) -> str:
-    if where is None:
-        return "key-" + fingerprint.removeprefix("SHA256:")[:16]
-    return _NOT_IN_NAMES.sub("_", where.host)
+def _listed(texts: tuple[str, ...]) -> str:
+    return "[" + ", ".join(map(_quoted, texts)) + "]"
+
+
+def _quoted(text: str) -> str:
+    # What JSON escapes, TOML escapes alike, but for DEL, which TOML does not take raw.
+    return json.dumps(text).replace("\x7f", "\\u007f")

@@ -47,12 +47,29 @@ def _receive(connection: socket.socket) -> int:
     from migrate import doorway
 
     # Until it is known who that is, nothing is there to undo: SIGTERM just ends us.
-    link, _ = doorway.admit(connection)
+    link, peer = doorway.admit(connection)
     with link:
+        if peer is None:
+            return _pair(link)
         signal.signal(signal.SIGTERM, lambda *_: _end_of_input(link))
         from migrate import destination
 
         return destination.arrive(link)
+
+
+def _pair(link: "Secured") -> int:
+    from migrate import identity, pairing
+    from migrate.state_directory import StateDirectory
+
+    met = pairing.answer(link, identity.load().fingerprint, StateDirectory().path)
+    _log().warning(
+        "asks to be paired",
+        fingerprint=met.fingerprint,
+        address=met.address,
+        code=met.code,
+        accept=f"migrate pair --accept {met.fingerprint}",
+    )
+    return 0
 
 
 def _end_of_input(link: "Secured") -> None:

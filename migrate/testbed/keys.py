@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 from migrate import config_directory, identity, peers
 from migrate.peers import KnownPeer
+from migrate.policy import ANYBODY, ROOT, Rule
 from transport.tls import Fingerprint
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ class Keys:
 
 def _pin(folder: Path, address: str, fingerprint: Fingerprint) -> None:
     config_directory.make(folder / peers.FOLDER)
-    text = peers.text_of(KnownPeer(fingerprint, (address,)))
+    everybody = (Rule(ANYBODY), Rule(ROOT))
+    text = peers.text_of(
+        KnownPeer(fingerprint, (address,), allow_in=everybody, allow_out=everybody)
+    )
     file = folder / peers.FOLDER / f"{address}.toml"
     config_directory.write_ours(file, text, anew=True)
