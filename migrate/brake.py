@@ -15,7 +15,7 @@ from threading import Event, Lock, Thread
 from types import TracebackType
 from typing import Final, Self
 
-from migrate.kernel.blocked_syscalls import Sleepers
+from migrate.kernel.sleepers import Sleepers
 from migrate.kernel.tracee import Tracee
 from precopy.ids import Pid
 
@@ -102,9 +102,7 @@ class Brake:
             began_s = time.monotonic()
             tracee = Tracee.seize(self._pid)
             try:
-                self._sleepers.remaining(tracee)
-                for tid in tracee.tids:
-                    self._sleepers.cure(tracee, tid)
+                self._sleepers.spare(tracee)
                 yield tracee
             finally:
                 tracee.detach()

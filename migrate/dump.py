@@ -1,25 +1,29 @@
 """What of a process travels: mappings as it runs, all else while it is stopped.
 
 Twice: the outline before the first page, and the frozen records in the freeze. The
-second time only what differs from the first is sent, and what is late: kinds that
-change all the time, or that can only be restored into finished memory.
+second time only what differs from the first is sent, and what is late and is not told
+by an answer (migrate.answers): what can only be read, or restored, in the end.
+
+The first look is short: in it everything is asked, and nothing is read. What was
+answered is read when the process runs again.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final, Self, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Self
 
 from migrate import descriptors
+from migrate.answers import Answers, packed
+from migrate.descriptors import Descriptors
 from migrate.errors import printable
 from migrate.image import FrozenProcess, FrozenTask, MappedFile, Process, Task
 from migrate.kernel import procfs
-from migrate.kernel.asking import asked_together
+from migrate.kernel.asking import Answer
 from migrate.kernel.blocked_syscalls import TimedCall
-from migrate.kernel.remote import Remote
 from migrate.kernel.tracee import TaskState
 from migrate.kinds import table
-from migrate.kinds.kind import CannotCarry, ProcessKind, Record, Source, TaskKind
+from migrate.kinds.kind import CannotCarry, ProcessKind, Scope, Source
 from migrate.kinds.table import Dumped
 from migrate.mapped_files import MappingVanished, mapped_files
 from precopy.address_space import Vma
@@ -56,19 +60,60 @@ class Mapped:
         )
 
 
-def outline(source: Source, mapped: Mapped, memory: descriptors.Memory) -> Process:
-    """Everything that can be built before the freeze.
+@dataclass(slots=True)
+class Memory:
+    """What was seen of one process, kept from one look to the next."""
 
-    ``memory`` makes the second look at the same descriptors cheap.
+    table: descriptors.Memory = field(default_factory=dict)
+    process: Answers = field(default_factory=lambda: Answers(Scope.PROCESS))
+    tasks: Answers = field(default_factory=lambda: Answers(Scope.TASK))
+
+
+@dataclass(frozen=True, slots=True)
+class FirstLook:
+    """What was asked of a process in its first stop, not read yet."""
+
+    pid: Pid
+    tids: tuple[Tid, ...]
+    process: Answer
+    tasks: tuple[Answer, ...]
+    kinds: tuple[Dumped, ...]  # those that do not ask, and are not late
+    descriptors: Descriptors
+
+
+def look(source: Source, memory: Memory) -> FirstLook:
+    """See what can be built before the freeze; the process stands still meanwhile.
 
     Raises:
         CannotCarry: and why.
         TaskVanished: it ended.
     """
-    pid = source.pid
+    tids = source.tracee.tids
+    (process,) = memory.process.ask(source.remote, tids[:1])
+    return FirstLook(
+        source.pid,
+        tids,
+        process,
+        tuple(memory.tasks.ask(source.remote, tids)),
+        _looked_for(source, [m for m in _do_not_ask() if not m.KIND.late]),
+        descriptors.dump(source, memory.table),
+    )
+
+
+def outline(look: FirstLook, mapped: Mapped, memory: Memory) -> Process:
+    """Everything that can be built before the freeze, and what late kinds expect.
+
+    Raises:
+        CannotCarry: and why.
+        TaskVanished: it ended.
+    """
+    pid = look.pid
     status = procfs.status(pid)
     stat = procfs.stat(pid)
-    of_tasks = [m for m in table.task_kinds() if not m.KIND.late]
+    tasks = []
+    for tid, answer in zip(look.tids, look.tasks, strict=True):
+        kinds = memory.tasks.read(tid, answer)
+        tasks.append(Task(memory.tasks.own_tid(tid), kinds))
     return Process(
         pid=status.pids_in_namespaces[-1],
         process_group=_own(stat.process_group, pid, status.pids_in_namespaces[-1]),
@@ -81,14 +126,9 @@ def outline(source: Source, mapped: Mapped, memory: descriptors.Memory) -> Proce
         groups=status.groups,
         vmas=mapped.vmas,
         files=mapped.files,
-        tasks=tuple(
-            Task(procfs.own_id(source.pid, tid), _task_kinds(source, tid, of_tasks))
-            for tid in source.tracee.tids
-        ),
-        kinds=_process_kinds(
-            source, [m for m in table.process_kinds() if not m.KIND.late]
-        ),
-        descriptors=descriptors.dump(source, memory),
+        tasks=tuple(tasks),
+        kinds=memory.process.read(look.tids[0], look.process) + look.kinds,
+        descriptors=look.descriptors,
     )
 
 
@@ -102,7 +142,7 @@ def frozen(
     before: Process,
     states: Sequence[TaskState],
     timed: Mapping[Tid, TimedCall],
-    memory: descriptors.Memory,
+    memory: Memory,
 ) -> FrozenProcess:
     """What the outline did not say, or says no longer.
 
@@ -110,23 +150,20 @@ def frozen(
         CannotCarry: something has come up that cannot go.
         TaskVanished: it ended.
     """
-    known = {task.tid: task.kinds for task in before.tasks}
+    tids = source.tracee.tids
+    doubted = memory.process.doubted(source) | memory.tasks.doubted(source)
+    (answer,) = memory.process.ask(source.remote, tids[:1])
+    answers = memory.tasks.ask(source.remote, tids)
     tasks = []
-    for tid, state in zip(source.tracee.tids, states, strict=True):
-        own = procfs.own_id(source.pid, tid)
-        kinds = _task_kinds(source, tid, table.task_kinds())
-        tasks.append(
-            FrozenTask(
-                own,
-                state,
-                timed.get(tid),
-                _news(kinds, known.get(own, ())),
-            )
-        )
-    now = descriptors.dump(source, memory)
+    for tid, task_answer, state in zip(tids, answers, states, strict=True):
+        kinds = memory.tasks.news(source, tid, task_answer, doubted)
+        own_tid = memory.tasks.own_tid(tid)
+        tasks.append(FrozenTask(own_tid, state, timed.get(tid), kinds))
+    news = memory.process.news(source, tids[0], answer, doubted)
+    now = descriptors.dump(source, memory.table)
     return FrozenProcess(
         tasks=tuple(tasks),
-        kinds=_news(_process_kinds(source, table.process_kinds()), before.kinds),
+        kinds=news + _news(_looked_for(source, _do_not_ask()), before.kinds),
         descriptors=None if now == before.descriptors else now,
     )
 
@@ -136,37 +173,11 @@ def _news(now: tuple[Dumped, ...], then: tuple[Dumped, ...]) -> tuple[Dumped, ..
     return tuple(d for d in now if table.kind(d.kind).late or d not in then)
 
 
-def _process_kinds(
-    source: Source, modules: Sequence[ProcessKind]
-) -> tuple[Dumped, ...]:
-    return _dumped(source.remote, modules, lambda module: module.dump(source))
+def _do_not_ask() -> list[ProcessKind]:
+    """The kinds that look from outside; those of tasks all ask."""
+    return [m for m in table.process_kinds() if not hasattr(m, "ask")]
 
 
-def _task_kinds(
-    source: Source, tid: Tid, modules: Sequence[TaskKind]
-) -> tuple[Dumped, ...]:
-    remote = source.remote.on(tid)
-    return _dumped(remote, modules, lambda module: module.dump(source, tid))
-
-
-_Module = TypeVar("_Module", ProcessKind, TaskKind)
-
-
-def _dumped(
-    remote: Remote, modules: Sequence[_Module], dump: Callable[[_Module], Record]
-) -> tuple[Dumped, ...]:
-    """The records of these kinds, in their order.
-
-    Those that ask the task itself (they have an `ask`) do so together, in one stop.
-    """
-    asking = {m.KIND.name: m.ask for m in modules if hasattr(m, "ask")}
-    answers = asked_together(remote, list(asking.values()))
-    records = dict(zip(asking, answers, strict=True))
-    for module in modules:
-        if module.KIND.name not in asking:
-            records[module.KIND.name] = dump(module)
-    return tuple(
-        table.pack(module.KIND, records[module.KIND.name])
-        for module in modules
-        if records[module.KIND.name] is not None
-    )
+def _looked_for(source: Source, modules: Sequence[ProcessKind]) -> tuple[Dumped, ...]:
+    found = (packed(module, module.dump(source)) for module in modules)
+    return tuple(dumped for dumped in found if dumped is not None)

@@ -18,9 +18,10 @@ from contextlib import contextmanager
 from typing import Final
 
 from migrate.kernel import cgroups
-from migrate.kernel.blocked_syscalls import Sleepers, TimedCall
+from migrate.kernel.blocked_syscalls import TimedCall
 from migrate.kernel.cgroups import Leaf
 from migrate.kernel.remote import Remote
+from migrate.kernel.sleepers import Sleepers
 from migrate.kernel.tracee import Tracee
 from precopy.errors import TaskVanished
 from precopy.ids import Pid, Tid
@@ -93,10 +94,8 @@ def freeze(leaf: Leaf, pid: Pid, sleepers: Sleepers) -> Iterator[Frozen]:
         raise
     frozen = Frozen(leaf, tracee, began_s)
     try:
-        frozen.timed = sleepers.remaining(tracee)
         # Before anybody reads registers: what arrives must be cured as well.
-        for tid in tracee.tids:
-            sleepers.cure(tracee, tid)
+        frozen.timed = sleepers.spare(tracee)
         if not leaf.wait_frozen(FREEZE_S):
             raise DidNotFreeze(pid)
         yield frozen

@@ -13,9 +13,9 @@ from typing import Final
 import msgspec
 
 from migrate.brake import Brake
-from migrate.kernel.blocked_syscalls import Sleepers
 from migrate.kernel.cgroups import Leaf
 from migrate.kernel.pidfds import PidFd
+from migrate.kernel.sleepers import Sleepers
 from migrate.kinds import file_lock
 from migrate.kinds.file_lock import FileLocks
 from migrate.kinds.kind import CannotCarry

@@ -7,15 +7,16 @@ complete. Then the workbench goes, and with it the last trace of us. Registers, 
 state and signal masks come last: from there on the threads are what they were.
 
 All that is downtime, so what can be known before is. `prepare` looks at what the late
-kinds find in a skeleton, and `complete` leaves alone what is the same. What is not is
-told to each thread in one stop, by all kinds that can (they have a `tell`).
+kinds find in a skeleton, and has the calls ready that make of it what the outline says.
+In `complete` only what is otherwise in the end is thought about; the calls themselves
+are made by all threads one after the other, in a loop in C.
 """
 
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Self, TypeAlias
 
 from migrate import descriptors, image
 from migrate.image import (
@@ -26,17 +27,17 @@ from migrate.image import (
     Process,
     Task,
 )
-from migrate.kernel.asking import asked_together
+from migrate.kernel.asking import Form, Unsaid
 from migrate.kernel.blocked_syscalls import (
     ERESTART_RESTARTBLOCK,
-    remake_restart_block,
+    remake_restart_blocks,
     shortened,
 )
-from migrate.kernel.remote import Remote
-from migrate.kernel.telling import Tell, told_together
+from migrate.kernel.remote import Batch, Remote
+from migrate.kernel.telling import Check, Tell, told_together
 from migrate.kernel.tracee import Registers, TaskState
 from migrate.kinds import table
-from migrate.kinds.kind import CannotCarry, Source, Target
+from migrate.kinds.kind import CannotCarry, Record, Source, Target
 from migrate.kinds.table import Dumped
 from migrate.skeleton import Skeleton
 from precopy.ids import Tid
@@ -56,6 +57,24 @@ class _Step:
     restore: Callable[[], None]
 
 
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """All that one thread has to be told, ready to be told in one stop."""
+
+    batch: Batch
+    checks: tuple[Check, ...]
+
+    @classmethod
+    def of(cls, steps: Sequence[_Step], remote: Remote) -> Self | None:
+        """None where not all of it can be told."""
+        tells = [step.tell for step in steps if step.tell is not None]
+        if len(tells) != len(steps):
+            return None
+        remote.reset()
+        batch = remote.batch()
+        return cls(batch, tuple(tell(remote, batch) for tell in tells))
+
+
 def prepare(skeleton: Skeleton, target: Target, process: Process) -> None:
     """Restore what the outline says, while the source still runs.
 
@@ -64,15 +83,20 @@ def prepare(skeleton: Skeleton, target: Target, process: Process) -> None:
     """
     _rehearse()
     descriptors.restore(process.descriptors, target)
-    steps = list(_steps(process.kinds, target, None))
+    steps = list(_steps(_early(process.kinds), target, None))
     for task in process.tasks:
         tid = skeleton.tids[task.tid]
-        steps += _steps(task.kinds, target, tid)
+        steps += _steps(_early(task.kinds), target, tid)
         _take(steps, target.remote.on(tid))
         steps = []
-    _look(target, None)
-    for tid in skeleton.tids.values():
-        _look(target, tid)
+    _look_at_process(target)
+    _look_at_threads(target, list(skeleton.tids.values()))
+    for task in process.tasks:
+        tid = skeleton.tids[task.tid]
+        late = list(_steps(_late(task.kinds), target, tid))
+        order = _Order.of(late, target.remote.on(tid))
+        if order is not None:
+            target.ready[tid] = order
 
 
 def follow_threads(skeleton: Skeleton, frozen: FrozenProcess) -> None:
@@ -95,25 +119,57 @@ def complete(
     """
     if frozen.descriptors is not None:
         descriptors.restore(frozen.descriptors, target, before.descriptors)
-    early = tuple(d for d in frozen.kinds if not table.kind(d.kind).late)
-    late = tuple(d for d in frozen.kinds if table.kind(d.kind).late)
-    if early:
+    if early := _early(frozen.kinds):
         _take(list(_steps(early, target, None)), target.remote)
         # One of them may have changed what a late one finds (headroom does).
-        _look(target, None)
-    steps = list(_steps(late, target, None))
-    known = {tid for _, tid in target.standing}
-    for task in frozen.tasks:
-        tid = skeleton.tids[task.tid]
-        if tid not in known:
-            _look(target, tid)
-        steps += _steps(task.kinds, target, tid)
-        _take(steps, target.remote.on(tid))
-        steps = []
-    states = [_resumable(skeleton, task) for task in frozen.tasks]
-    skeleton.finish()
+        _look_at_process(target)
+    late = _newest(_late(before.kinds), _late(frozen.kinds))
+    _take(list(_steps(late, target, None)), target.remote)
+    _tell_threads(skeleton, target, before, frozen)
     tids = [skeleton.tids[task.tid] for task in frozen.tasks]
+    states = _resumable(skeleton, tids, frozen.tasks)
+    skeleton.finish()
     skeleton.tracee.set_states(tids, states)
+
+
+def _tell_threads(
+    skeleton: Skeleton, target: Target, before: Process, frozen: FrozenProcess
+) -> None:
+    known = {tid for _, tid in target.standing}
+    tids = [skeleton.tids[task.tid] for task in frozen.tasks]
+    _look_at_threads(target, [tid for tid in tids if tid not in known])
+    expected = {task.tid: _late(task.kinds) for task in before.tasks}
+    orders: list[_Order] = []
+    for task, tid in zip(frozen.tasks, tids, strict=True):
+        remote = target.remote.on(tid)
+        order = target.ready.get(tid)
+        if task.kinds or order is None or order.batch.bench != remote.bench:
+            kinds = _newest(expected.get(task.tid, ()), task.kinds)
+            steps = list(_steps(kinds, target, tid))
+            order = _Order.of(steps, remote)
+            if order is None:
+                _take(steps, remote)
+                continue
+        if len(order.batch):
+            orders.append(order)
+    results = target.remote.run_orders([order.batch for order in orders])
+    for order, answers in zip(orders, results, strict=True):
+        for check in order.checks:
+            check(answers)
+
+
+def _early(kinds: Iterable[Dumped]) -> tuple[Dumped, ...]:
+    return tuple(d for d in kinds if not table.kind(d.kind).late)
+
+
+def _late(kinds: Iterable[Dumped]) -> tuple[Dumped, ...]:
+    return tuple(d for d in kinds if table.kind(d.kind).late)
+
+
+def _newest(then: Iterable[Dumped], now: Iterable[Dumped]) -> tuple[Dumped, ...]:
+    """What is said now, and of the rest what was said then."""
+    by_name = {dumped.kind: dumped for dumped in (*then, *now)}
+    return tuple(by_name.values())
 
 
 def _rehearse() -> None:
@@ -123,20 +179,44 @@ def _rehearse() -> None:
     image.decode(image.encode(Layout((), (), (), (), (), (), ())), Layout)
 
 
-def _look(target: Target, tid: Tid | None) -> None:
-    """See what late kinds find: those of a thread, or (None) of the process."""
-    modules = [m for m in _modules(tid) if m.KIND.late]
-    remote = target.remote if tid is None else target.remote.on(tid)
-    asking = [m for m in modules if hasattr(m, "ask")]
-    answers = asked_together(remote, [m.ask for m in asking])
-    records = {m.KIND.name: a for m, a in zip(asking, answers, strict=True)}
+def _look_at_process(target: Target) -> None:
+    """See what the late kinds of a process find."""
     source = Source(target.pid, target.tracee, target.remote, target.pidfd)
-    whose = () if tid is None else (tid,)
+    modules = [m for m in table.process_kinds() if m.KIND.late]
+    (found,) = _ask(target, modules, [target.tracee.tids[0]])
     for module in modules:
         name = module.KIND.name
-        if name not in records:
-            records[name] = module.dump(source, *whose)
-        target.standing[name, tid] = records[name]
+        record = found[name] if name in found else module.dump(source)
+        target.standing[name, None] = record
+
+
+def _look_at_threads(target: Target, tids: Sequence[Tid]) -> None:
+    """See what the late kinds of these threads find."""
+    source = Source(target.pid, target.tracee, target.remote, target.pidfd)
+    modules = [m for m in table.task_kinds() if m.KIND.late]
+    for tid, found in zip(tids, _ask(target, modules, tids), strict=True):
+        for module in modules:
+            name = module.KIND.name
+            record = found[name] if name in found else module.dump(source, tid)
+            target.standing[name, tid] = record
+
+
+def _ask(
+    target: Target, modules: Sequence[_Module], tids: Sequence[Tid]
+) -> list[dict[str, Record]]:
+    """What each of these threads says, by the kinds to which it says something."""
+    asking = [m for m in modules if hasattr(m, "ask")]
+    target.remote.reset()
+    form = Form(target.remote, [m.ask for m in asking])
+    said: list[dict[str, Record]] = []
+    for tid, answer in zip(tids, form.put(target.remote, tids), strict=True):
+        said.append({})
+        for place, module in enumerate(asking):
+            try:
+                said[-1][module.KIND.name] = form.says(tid, answer, place)
+            except Unsaid:
+                continue
+    return said
 
 
 def _modules(tid: Tid | None) -> Sequence[_Module]:
@@ -181,15 +261,24 @@ def _take(steps: Sequence[_Step], remote: Remote) -> None:
     told_together(remote, waiting)
 
 
-def _resumable(skeleton: Skeleton, task: FrozenTask) -> TaskState:
-    (rax,) = _RAX.unpack_from(task.state.registers)
-    if rax != _SLEPT and task.timed is None:
-        return task.state
-    registers = Registers.from_bytes(task.state.registers)
-    if rax == _SLEPT:
-        remote = skeleton.remote.on(skeleton.tids[task.tid])
-        resumed = remake_restart_block(remote, skeleton.tracee, registers, task.timed)
-    else:
-        assert task.timed is not None
-        resumed = shortened(registers, task.timed.remaining_ns)
-    return replace(task.state, registers=resumed.to_bytes())
+def _resumable(
+    skeleton: Skeleton, tids: Sequence[Tid], tasks: Sequence[FrozenTask]
+) -> list[TaskState]:
+    """What they are to go on with; those that slept have a restart block by now."""
+    states = [task.state for task in tasks]
+    slept = []
+    for at, (tid, task) in enumerate(zip(tids, tasks, strict=True)):
+        (rax,) = _RAX.unpack_from(task.state.registers)
+        if rax == _SLEPT:
+            slept.append((at, (tid, task.state.registers, task.timed)))
+        elif task.timed is not None:
+            registers = Registers.from_bytes(task.state.registers)
+            rest = shortened(registers, task.timed.remaining_ns)
+            states[at] = replace(task.state, registers=rest.to_bytes())
+    skeleton.remote.reset()
+    resumed = remake_restart_blocks(
+        skeleton.remote, skeleton.tracee, [sleeper for _, sleeper in slept]
+    )
+    for (at, _), words in zip(slept, resumed, strict=True):
+        states[at] = replace(states[at], registers=words)
+    return states

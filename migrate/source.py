@@ -20,7 +20,6 @@ import trio
 
 from migrate import (
     arrival_leaf,
-    descriptors,
     diagnosis,
     doorway,
     dump,
@@ -48,10 +47,10 @@ from migrate.failpoints import reach
 from migrate.freeze import Frozen, freeze, own_leaf
 from migrate.image import FrozenTree, Index, Outline
 from migrate.kernel import cgroups, probes, procfs
-from migrate.kernel.blocked_syscalls import Sleepers
 from migrate.kernel.cgroups import Leaf
 from migrate.kernel.pidfds import PidFd
 from migrate.kernel.remote import Remote
+from migrate.kernel.sleepers import Sleepers
 from migrate.kernel.tracee import Tracee
 from migrate.kinds import file_lock
 from migrate.kinds.kind import CannotCarry, Source
@@ -197,7 +196,7 @@ class Departure:
         self._handing_over = Lock()
         self._sleepers = Sleepers(pid)
         self._memory: OutgoingMemory | None = None
-        self._known_descriptors: descriptors.Memory = {}
+        self._known = dump.Memory()
         self._downtime_s: float | None = None
         self._parts = DowntimeParts()
         self._began_s = time.monotonic()
@@ -314,11 +313,12 @@ class Departure:
         mapped = dump.Mapped.of(self._pid)
         with brake.holding() as tracee, tracee.remote() as remote:
             source = self._source(tracee, remote)
-            self._process = dump.outline(source, mapped, self._known_descriptors)
+            look = dump.look(source, self._known)
             self._tracker = tracking.tracker(
                 self._options.tracker, source, brake.holding
             )
         undo.callback(self._tracker.close)
+        self._process = dump.outline(look, mapped, self._known)
 
     def _offer(self) -> None:
         outline = image.encode(Outline((self._process,)))
@@ -440,7 +440,7 @@ class Departure:
         with frozen.injecting() as remote:
             source = self._source(frozen.tracee, remote)
             record = dump.frozen(
-                source, self._process, states, frozen.timed, self._known_descriptors
+                source, self._process, states, frozen.timed, self._known
             )
             locks = file_lock.dump(source)
             if locks is not None:

@@ -37,8 +37,7 @@ class _Lib(Protocol):
     def tracee_peek_signals(
         self, tid: int, offset: int, shared: int, count: int, infos: CData
     ) -> int: ...
-    def tracee_dispatches(self, tid: int) -> int: ...
-    def tracee_has_ports(self, tid: int) -> int: ...
+    def task_look(self, pid: int, tid: int, facts: CData) -> int: ...
     def tasks_read(
         self,
         tids: CData,
@@ -49,6 +48,7 @@ class _Lib(Protocol):
         xstate_stride: int,
         sizes: CData,
     ) -> int: ...
+    def tasks_registers(self, tids: CData, count: int, registers: CData) -> int: ...
     def tasks_write(
         self,
         tids: CData,
@@ -56,24 +56,16 @@ class _Lib(Protocol):
         registers: CData,
         masks: CData,
         xstates: CData,
-        xstate_stride: int,
         sizes: CData,
     ) -> int: ...
+    def tasks_break_off(
+        self, tids: CData, count: int, registers: CData, statuses: CData
+    ) -> int: ...
     def inject_step(
-        self, tid: int, instruction: int, call: CData, result: CData
+        self, tid: int, instruction: int, call: CData, deferred_signals: CData
     ) -> int: ...
     def inject_code_size(self) -> int: ...
     def inject_code(self, destination: CData) -> None: ...
-    def inject_frame_size(self) -> int: ...
-    def inject_frame(
-        self,
-        destination: CData,
-        address: int,
-        registers: CData,
-        xstate: CData,
-        xstate_size: int,
-        mask: int,
-    ) -> int: ...
     def inject_batch(
         self,
         pid: int,
@@ -81,10 +73,36 @@ class _Lib(Protocol):
         bench: CData,
         calls: CData,
         count: int,
-        done_signal: int,
+        data: CData,
+        data_bytes: int,
         born: CData,
         born_max: int,
         outcome: CData,
+    ) -> int: ...
+    def inject_questions(
+        self,
+        pid: int,
+        tids: CData,
+        tid_count: int,
+        bench: CData,
+        calls: CData,
+        count: int,
+        data: CData,
+        data_bytes: int,
+        space_bytes: int,
+        answers: CData,
+        stride: int,
+        deferred_signals: CData,
+    ) -> int: ...
+    def inject_orders(
+        self,
+        pid: int,
+        orders: CData,
+        order_count: int,
+        bench: CData,
+        calls: CData,
+        data: CData,
+        deferred_signals: CData,
     ) -> int: ...
     def skeleton_spawn(self, plan: CData, birth: CData) -> int: ...
 

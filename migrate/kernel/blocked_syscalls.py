@@ -13,7 +13,7 @@ Our strategy. The first sort needs nothing, at the source and at the destination
 the registers go over as they are, and a fresh task with the same rax and orig_rax
 is treated the same. The third is turned into the first by writing -514 over -4
 (`cured`). For the second, the destination makes the kernel write a restart block of
-its own (`remake_restart_block`): the fresh thread enters the same call with the
+its own (`remake_restart_blocks`): the fresh thread enters the same call with the
 time that remains then, with a stop already pending, so that the call is broken off
 before it sleeps. What remains is known from the call's own `rem` argument, or from
 /proc/timer_list read before and after the stop (`Sleepers`), or else is taken to be
@@ -27,18 +27,14 @@ a stop. All others end when they would have, for as long as the thread was stopp
 import re
 import struct
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
-from migrate.kernel import timer_list
 from migrate.kernel.proc_text import MalformedText
 from migrate.kernel.remote import Remote
-from migrate.kernel.restartable_sequences import abort_sequences
-from migrate.kernel.timer_list import Remaining, Sleeper, TimerBase
-from migrate.kernel.tracee import EVENT_STOP, Registers, Tracee
-from precopy.errors import KernelError, PrecopyError
-from precopy.ids import Pid, Tid
+from migrate.kernel.tracee import Registers, Tracee
+from precopy.ids import Tid
 
 # include/linux/errno.h: programs never see these, tracers do.
 EINTR: Final = 4
@@ -51,18 +47,18 @@ _NS: Final = 1_000_000_000
 _MS_NS: Final = 1_000_000
 
 # arch/x86/entry/syscalls/syscall_64.tbl
-_POLL: Final = 7
-_NANOSLEEP: Final = 35
-_FUTEX: Final = 202
-_RESTART_SYSCALL: Final = 219
-_CLOCK_NANOSLEEP: Final = 230
+POLL: Final = 7
+NANOSLEEP: Final = 35
+FUTEX: Final = 202
+RESTART_SYSCALL: Final = 219
+CLOCK_NANOSLEEP: Final = 230
 _EPOLL_WAIT: Final = 232
 _EPOLL_PWAIT: Final = 281
-_RESTARTED_BY_BLOCK: Final = frozenset({_POLL, _NANOSLEEP, _FUTEX, _CLOCK_NANOSLEEP})
+_RESTARTED_BY_BLOCK: Final = frozenset({POLL, NANOSLEEP, FUTEX, CLOCK_NANOSLEEP})
 
 # They answer EINTR to every interruption, SIGSTOP and SIGCONT included; nothing
 # was transferred and nothing taken, so that issuing them again is the same call.
-_ANSWER_EINTR: Final = frozenset(
+ANSWER_EINTR: Final = frozenset(
     {
         0,  # read, and the next ten: of a socket with SO_RCVTIMEO or SO_SNDTIMEO
         1,  # write
@@ -90,7 +86,7 @@ _ANSWER_EINTR: Final = frozenset(
 
 _FUTEX_COMMAND: Final = 0x7F  # ~(FUTEX_PRIVATE_FLAG | FUTEX_CLOCK_REALTIME)
 _FUTEX_WAIT: Final = 0  # its timeout is relative; those of all other commands are not
-_EPOLL_TIMED: Final = frozenset({_EPOLL_WAIT, _EPOLL_PWAIT})
+EPOLL_TIMED: Final = frozenset({_EPOLL_WAIT, _EPOLL_PWAIT})
 _FUTEX_REALTIME: Final = 0x100
 _CLOCK_MONOTONIC: Final = 1
 _CLOCK_BOOTTIME: Final = 7
@@ -159,7 +155,7 @@ def cured(registers: Registers) -> Registers | None:
     Where a signal with a handler is pending, the program sees the EINTR all the
     same, as it would have without us.
     """
-    if registers.error != EINTR or registers.orig_rax not in _ANSWER_EINTR:
+    if registers.error != EINTR or registers.orig_rax not in ANSWER_EINTR:
         return None
     return replace(registers, rax=_U64 - ERESTARTNOHAND)
 
@@ -173,7 +169,7 @@ def original_number(
     the thread was last seen in a call with a number of its own; ``code`` ends with
     the bytes before rip.
     """
-    if registers.orig_rax != _RESTART_SYSCALL:
+    if registers.orig_rax != RESTART_SYSCALL:
         return registers.orig_rax if registers.in_syscall else None
     if earlier is not None and earlier.same_place(Blocked.of(registers)):
         return earlier.number
@@ -188,7 +184,7 @@ def shortened(registers: Registers, remaining_ns: int) -> Registers:
 
     So it is in epoll_wait, which keeps no restart block and is issued again.
     """
-    if _epoll_timeout_ms(registers) is None:
+    if epoll_timeout_ms(registers) is None:
         return registers
     return replace(registers, r10=_milliseconds(remaining_ns))
 
@@ -199,275 +195,67 @@ def plainly_restarted(registers: Registers, number: int) -> Registers | None:
     So it is where the call has no timeout, or an absolute one: issued again with
     the same arguments it ends at the same time.
     """
-    endless = number == _POLL and registers.rdx & 0x8000_0000
-    absolute = number == _FUTEX and registers.rsi & _FUTEX_COMMAND != _FUTEX_WAIT
+    endless = number == POLL and registers.rdx & 0x8000_0000
+    absolute = number == FUTEX and registers.rsi & _FUTEX_COMMAND != _FUTEX_WAIT
     if not (endless or absolute):
         return None
     return replace(registers, rax=_U64 - ERESTARTNOHAND, orig_rax=number)
 
 
-def remake_restart_block(
-    remote: Remote, tracee: Tracee, registers: Registers, call: TimedCall | None
-) -> Registers:
-    """Have the kernel write the restart block that ``registers`` (rax -516) speak of.
+def remake_restart_blocks(
+    remote: Remote, tracee: Tracee, slept: Sequence[tuple[Tid, bytes, TimedCall | None]]
+) -> list[bytes]:
+    """Have the kernel write the restart blocks of which registers (rax -516) speak.
 
-    ``remote`` is that of the thread, which is stopped, in a process whose memory
-    and descriptors are complete. Afterwards its registers are anybody's: the
-    caller writes those that this gives back. They are ``registers``, unless the
-    call came to its end at once; ``call`` None, for a number that nobody knows,
-    lets the program see EINTR.
+    Each is that of a stopped thread of a process whose memory and descriptors are
+    complete. Afterwards their registers are anybody's: the caller writes those that
+    this gives back. They are those that were given, unless the call
+    came to its end at once; without a call, for a number that nobody knows, the program
+    sees EINTR.
 
     Raises:
-        TaskVanished, KernelError: the thread ended; it was not the process's own.
+        TaskVanished, KernelError: a thread ended; it was not the process's own.
     """
-    if registers.error != ERESTART_RESTARTBLOCK:
-        return registers
-    if call is None or call.number not in _RESTARTED_BY_BLOCK:
-        return replace(registers, rax=_U64 - EINTR)
-    if plain := plainly_restarted(registers, call.number):
-        return plain
-    tid = remote.tid
-    scratch = remote.space(_TIMESPEC.size)
-    remote.write(scratch, _TIMESPEC.pack(*divmod(call.remaining_ns, _NS)))
-    outcome = _break_off(tracee, tid, _issuing(registers, call, scratch))
-    if outcome.error == ERESTART_RESTARTBLOCK:
-        return registers
-    return replace(registers, rax=outcome.rax, orig_rax=call.number)
-
-
-def _break_off(tracee: Tracee, tid: Tid, issuing: Registers) -> Registers:
-    """Issue a call and break it off at once; the registers it came back with."""
-    mask = tracee.mask(tid)
-    tracee.set_mask(tid, _U64 - 1)
-    tracee.set_registers(tid, issuing)
-    _expect_stop(tracee.to_syscall_stop(tid), tid)
-    # A stop asked for in the entry stop is pending when the call begins: it arms
-    # its timer, sees that it has to leave, and leaves as a broken-off call does.
-    tracee.interrupt(tid)
-    tracee.resume(tid)
-    _expect_stop(tracee.wait(tid), tid, event=EVENT_STOP)
-    tracee.set_mask(tid, mask)
-    return tracee.registers(tid)
-
-
-class NotAsExpected(PrecopyError):
-    """A thread that was to stop in a certain place stopped elsewhere."""
-
-    def __init__(self, tid: Tid, status: int) -> None:
-        super().__init__(f"Thread {tid} stopped with status {status:#x}.")
-        self.tid = tid
-        self.status = status
-
-
-class Sleepers:
-    """The sleeping threads of one process, through all stops of a move.
-
-    Before each stop ask `look`, after it `remaining`; `cure` is for
-    ``Tracee.detach``. What one stop taught (the number of a call that the next
-    stop sees as restart_syscall) is remembered for the next.
-    """
-
-    def __init__(self, pid: Pid) -> None:
-        self._pid = pid
-        self._asleep: dict[Tid, Blocked] = {}  # at the last look
-        self._slack_ns: dict[Tid, int] = {}
-        self._issued: dict[Tid, Blocked] = {}  # with the program's own number
-        self._before: bytes | None = None  # of timer_list; parsed only if needed
-        self._remaining: dict[Tid, TimedCall] = {}
-        self._stopped_ns = 0
-
-    def look(self) -> None:
-        """See who sleeps, and until when. All threads may be running."""
-        self._asleep = _blocked(self._pid)
-        self._slack_ns = {tid: _slack_ns(tid) for tid in self._asleep}
-        self._before = timer_list.read()
-
-    def remaining(self, tracee: Tracee) -> dict[Tid, TimedCall]:
-        """What is left of each timed call; the threads have just been stopped.
-
-        They must not have run anything of ours since. Has every thread whose call
-        keeps a restart block, unless its number is known to nobody, and those in
-        epoll_wait whose timeout is known.
-        """
-        # Before the list is read: no sleep may seem to last longer than it can.
-        stopped_ns = self._stopped_ns = time.monotonic_ns()
-        after = timer_list.read() if self._before and self._asleep else None
-        now_ns = timer_list.taken_at_ns(after) if after else None
-        abort_sequences(tracee)
-        unknown: dict[Tid, TimedCall] = {}
-        found: dict[Tid, TimedCall] = {}
-        sleepers: list[Sleeper] = []
-        for tid in tracee.tids:
-            registers = tracee.registers(tid)
-            number = self._number(tracee, tid, registers)
-            if number is None:
-                sleepers += self._absolute(tracee, tid, registers, now_ns)
-                continue
-            rest = _reported_ns(tracee, registers, number)
-            requested = self._at_most_ns(tracee, tid, registers, number)
-            if plainly_restarted(registers, number):
-                found[tid] = TimedCall(number, 0, exact=True)
-                sleepers += self._absolute(tracee, tid, registers, now_ns)
-            elif rest is not None:
-                found[tid] = TimedCall(number, stopped_ns + rest, exact=True)
-                sleepers += self._relative(tid, registers, number, rest, known=True)
-            elif requested is not None:
-                unknown[tid] = TimedCall(number, stopped_ns + requested, exact=False)
-                sleepers += self._relative(tid, registers, number, requested)
-        found |= self._from_timers(after, sleepers, unknown)
-        self._remaining = found
-        return found
-
-    def cure(self, tracee: Tracee, tid: Tid) -> None:
-        """Spare a stopped thread the EINTR of our making."""
-        if registers := cured(tracee.registers(tid)):
-            call = self._remaining.get(tid)
-            if call is not None:
-                registers = shortened(registers, call.remaining_ns)
-            tracee.set_registers(tid, registers)
-
-    def _number(self, tracee: Tracee, tid: Tid, registers: Registers) -> int | None:
-        if registers.error == ERESTART_RESTARTBLOCK:
-            earlier = self._issued.get(tid)
-            number = original_number(registers, earlier, _code(tracee, registers))
-            if number is not None:
-                self._issued[tid] = replace(Blocked.of(registers), number=number)
-            return number
-        if registers.error == EINTR and registers.orig_rax in _EPOLL_TIMED:
-            return registers.orig_rax
-        return None
-
-    def _at_most_ns(
-        self, tracee: Tracee, tid: Tid, registers: Registers, number: int
-    ) -> int | None:
-        """What the program asked for, or what was left of that at the last stop."""
-        requested = _requested_ns(tracee, registers, number)
-        earlier = self._remaining.get(tid)
-        if requested is None or earlier is None or earlier.number != number:
-            return requested
-        # restart_syscall goes on with a sleep; any other number begins a new one.
-        goes_on = registers.orig_rax == _RESTART_SYSCALL
-        rest_ns = max(earlier.until_ns - self._stopped_ns, 0)
-        return min(requested, rest_ns) if goes_on else requested
-
-    def _relative(
-        self,
-        tid: Tid,
-        registers: Registers,
-        number: int,
-        rest_ns: int,
-        *,
-        known: bool = False,
-    ) -> list[Sleeper]:
-        """The thread, if it was asleep at the last look; no more than ``rest_ns``."""
-        if self._asleep.get(tid) != Blocked.of(registers):
-            return []
-        boottime = number == _CLOCK_NANOSLEEP and registers.rdi == _CLOCK_BOOTTIME
-        base = TimerBase.BOOTTIME if boottime else TimerBase.MONOTONIC
-        slack_ns = self._slack_ns[tid]
-        if known:
-            # What it wrote is what was left until the latest moment, at the stop.
-            return [
-                Sleeper(
-                    tid,
-                    base,
-                    rest_ns + _KNOWN_WITHIN_NS,
-                    slack_ns,
-                    rest_ns - slack_ns - _KNOWN_WITHIN_NS,
-                )
-            ]
-        if number not in _EPOLL_TIMED and number != _POLL:
-            return [Sleeper(tid, base, rest_ns, slack_ns)]
-        # select_estimate_accuracy(): a thousandth of what it had to wait for when
-        # it began, a two-hundredth if niced, and no less than the thread's own.
-        share = min(rest_ns // 200, timer_list.SHARED_SLACK_NS_MAX)
-        slack_ns = max(slack_ns, share)
-        return [Sleeper(tid, base, rest_ns, slack_ns, slack_is_share=True)]
-
-    def _absolute(
-        self, tracee: Tracee, tid: Tid, registers: Registers, now_ns: int | None
-    ) -> list[Sleeper]:
-        """The thread, if it sleeps until a time of CLOCK_MONOTONIC."""
-        if now_ns is None or self._asleep.get(tid) != Blocked.of(registers):
-            return []
-        end_ns = None
-        if registers.orig_rax == _CLOCK_NANOSLEEP and registers.rsi & _TIMER_ABSTIME:
-            if registers.rdi == _CLOCK_MONOTONIC:
-                end_ns = _read_timespec(tracee, registers.rdx)
-        elif registers.orig_rax == _FUTEX and not registers.rsi & _FUTEX_REALTIME:
-            end_ns = _read_timespec(tracee, registers.r10)
-        if end_ns is None:
-            return []
-        # In a time namespace of its own it counts otherwise, and nothing will fit.
-        rest_ns = end_ns - now_ns
-        return [
-            Sleeper(tid, TimerBase.MONOTONIC, rest_ns, self._slack_ns[tid], rest_ns)
-        ]
-
-    def _from_timers(
-        self,
-        after: bytes | None,
-        sleepers: list[Sleeper],
-        unknown: dict[Tid, TimedCall],
-    ) -> dict[Tid, TimedCall]:
-        rest: dict[Tid, Remaining] = {}
-        read_ns = 0
-        if self._before and after and unknown:
-            earlier, later = timer_list.parse(self._before), timer_list.parse(after)
-            if earlier and later:
-                rest = timer_list.remaining(earlier, later, sleepers)
-                read_ns = later.now_ns
-        return {
-            tid: TimedCall(call.number, read_ns + rest[tid].ns, rest[tid].exact)
-            if tid in rest
-            else call
-            for tid, call in unknown.items()
-            # epoll_wait is issued again as it is, unless there is better.
-            if tid in rest or call.number not in _EPOLL_TIMED
-        }
-
-
-def _requested_ns(tracee: Tracee, registers: Registers, number: int) -> int | None:
-    """The timeout that the program asked for; None: there is none, or a bad one."""
-    if number == _POLL:
-        return None if registers.rdx & 0x8000_0000 else _low(registers.rdx) * _MS_NS
-    if number in _EPOLL_TIMED:
-        timeout_ms = _epoll_timeout_ms(registers)
-        return None if timeout_ms is None else timeout_ms * _MS_NS
-    pointer = {
-        _NANOSLEEP: registers.rdi,
-        _CLOCK_NANOSLEEP: registers.rdx,
-        _FUTEX: registers.r10,
-    }.get(number, 0)
-    return _read_timespec(tracee, pointer)
-
-
-def _reported_ns(tracee: Tracee, registers: Registers, number: int) -> int | None:
-    """What the broken-off call itself wrote as the rest, for who asked for it."""
-    pointer = {_NANOSLEEP: registers.rsi, _CLOCK_NANOSLEEP: registers.r10}.get(number)
-    return _read_timespec(tracee, pointer) if pointer else None
-
-
-def _read_timespec(tracee: Tracee, pointer: int) -> int | None:
-    try:
-        seconds, ns = _TIMESPEC.unpack(tracee.memory.read(pointer, _TIMESPEC.size))
-    except KernelError:
-        return None
-    # The kernel took it, but the memory is the program's, which may have changed it.
-    if not (0 <= seconds < 1 << 33 and 0 <= ns < _NS):
-        return None
-    return int(seconds * _NS + ns)
+    resumed: list[bytes] = []
+    issuing: list[tuple[int, Registers, TimedCall]] = []
+    for at, (_, words, call) in enumerate(slept):
+        resumed.append(words)
+        registers = Registers.from_bytes(words)
+        if registers.error != ERESTART_RESTARTBLOCK:
+            continue
+        if call is None or call.number not in _RESTARTED_BY_BLOCK:
+            resumed[at] = replace(registers, rax=_U64 - EINTR).to_bytes()
+        elif plain := plainly_restarted(registers, call.number):
+            resumed[at] = plain.to_bytes()
+        else:
+            issuing.append((at, registers, call))
+    scratch = remote.space(_TIMESPEC.size * len(issuing))
+    rests = (_TIMESPEC.pack(*divmod(call.remaining_ns, _NS)) for _, _, call in issuing)
+    remote.write(scratch, b"".join(rests))
+    came_back = tracee.break_off(
+        [slept[at][0] for at, _, _ in issuing],
+        [
+            _issuing(registers, call, scratch + _TIMESPEC.size * place)
+            for place, (_, registers, call) in enumerate(issuing)
+        ],
+    )
+    for (at, registers, call), words in zip(issuing, came_back, strict=True):
+        outcome = Registers.from_bytes(words)
+        if outcome.error != ERESTART_RESTARTBLOCK:
+            ended = replace(registers, rax=outcome.rax, orig_rax=call.number)
+            resumed[at] = ended.to_bytes()
+    return resumed
 
 
 def _issuing(registers: Registers, call: TimedCall, scratch: int) -> Registers:
     issuing = replace(
         registers, rip=registers.rip - 2, rax=call.number, orig_rax=_U64 - 1
     )
-    if call.number == _NANOSLEEP:
+    if call.number == NANOSLEEP:
         issuing.rdi = scratch
-    elif call.number == _CLOCK_NANOSLEEP:
+    elif call.number == CLOCK_NANOSLEEP:
         issuing.rdx = scratch
-    elif call.number == _FUTEX:
+    elif call.number == FUTEX:
         issuing.r10 = scratch
     else:
         issuing.rdx = _milliseconds(call.remaining_ns)
@@ -478,45 +266,13 @@ def _milliseconds(ns: int) -> int:
     return min(-(-ns // _MS_NS), (1 << 31) - 1)
 
 
-def _low(word: int) -> int:
+def low(word: int) -> int:
+    """The half of a register that an `int` is passed in."""
     return word & 0xFFFF_FFFF
 
 
-def _epoll_timeout_ms(registers: Registers) -> int | None:
-    if registers.orig_rax not in _EPOLL_TIMED or registers.r10 & 0x8000_0000:
+def epoll_timeout_ms(registers: Registers) -> int | None:
+    """The timeout that a call of epoll_wait was made with; None: there is none."""
+    if registers.orig_rax not in EPOLL_TIMED or registers.r10 & 0x8000_0000:
         return None
-    return _low(registers.r10)
-
-
-def _code(tracee: Tracee, registers: Registers) -> bytes:
-    if registers.orig_rax != _RESTART_SYSCALL:
-        return b""
-    try:
-        return tracee.memory.read(registers.rip - 7, 7)
-    except KernelError:
-        return b""
-
-
-def _blocked(pid: Pid) -> dict[Tid, Blocked]:
-    found = {}
-    try:
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            if blocked := parse_syscall((task / "syscall").read_bytes()):
-                found[Tid(int(task.name))] = blocked
-    except OSError:
-        # Not allowed to, or a thread ended while we looked: whoever is not known
-        # to sleep is taken to have just begun.
-        return found
-    return found
-
-
-def _slack_ns(tid: Tid) -> int:
-    try:
-        return int(Path(f"/proc/{tid}/timerslack_ns").read_bytes())
-    except (OSError, ValueError):
-        return _SLACK_NS
-
-
-def _expect_stop(status: int, tid: Tid, event: int = 0) -> None:
-    if status & 0xFF != 0x7F or status >> 16 != event:
-        raise NotAsExpected(tid, status)
+    return low(registers.r10)

@@ -2,26 +2,31 @@
 
 The calls run from a workbench: one anonymous mapping in the tracee with the injected
 code, the table of calls, the signal frame that cures the tracee should we die
-(native/inject.c tells how), and room for what the calls point to.
+(native/inject.c tells how), and room for what the calls point to and write.
 
     code │ signal frame │ table of calls │ arguments │ space
+
+It lies where no process maps of its own accord, if it can: so it lies there again at
+the next stop, and calls that were prepared for it stay good.
 
 The mapping itself is made and taken away by a single step over the `syscall`
 instruction of the tracee's own vdso. Between two batches every register and the
 signal mask of the task are its own again.
 """
 
-import copy
 import errno
 import os
+import re
 import signal
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NewType, Self
+from typing import Final, NewType, Self
 
 from migrate.kernel import procfs
 from migrate.kernel._native import ffi, lib
 from migrate.kernel.syscalls import NUMBERS, check
+from migrate.kernel.vdso import SYSCALL_INSTRUCTION, syscall_instruction
 from precopy.errors import KernelError, TaskVanished
 from precopy.ids import PAGE_BYTES, Pid, Tid
 from precopy.task_memory import TaskMemory
@@ -29,29 +34,34 @@ from precopy.task_memory import TaskMemory
 RemotePtr = NewType("RemotePtr", int)
 RemoteFd = NewType("RemoteFd", int)
 
-_CALLS_MAX: Final = 2048
-_CALL: Final = struct.Struct("<8Q")  # struct remote_call
+CALLS_MAX: Final = 2048
+CALL: Final = struct.Struct("<8Q")  # struct remote_call
 _RESULT: Final = struct.Struct("<56xq")
+_ORDER: Final = struct.Struct("<iIIII")  # struct order
 _NOTHING: Final = (0,) * 7
 _FRAME_BYTES: Final = 8 * PAGE_BYTES
-_TABLE_BYTES: Final = _CALLS_MAX * _CALL.size
+_TABLE_BYTES: Final = CALLS_MAX * CALL.size
 _ARGUMENT_BYTES: Final = 512 * 1024
-_SPACE_BYTES: Final = 256 * 1024
-_XSTATE_BYTES_MAX: Final = 16384
-_BORN_MAX: Final = _CALLS_MAX
+SPACE_BYTES: Final = 256 * 1024
+_BORN_MAX: Final = CALLS_MAX
 _ALIGNMENT: Final = 16
 _ERRNO_MAX: Final = 4095
-_EVENT_STOP: Final = 128  # PTRACE_EVENT_STOP, linux/ptrace.h
+# The three sets of /proc/PID/status in which a harmless signal must not be.
+_TAKEN: Final = re.compile(
+    rb"^(?:SigPnd|ShdPnd|SigCgt):\t([0-9a-f]{16})$", re.MULTILINE
+)
 
 WORKBENCH_BYTES: Final = (
-    PAGE_BYTES + _FRAME_BYTES + _TABLE_BYTES + _ARGUMENT_BYTES + _SPACE_BYTES
+    PAGE_BYTES + _FRAME_BYTES + _TABLE_BYTES + _ARGUMENT_BYTES + SPACE_BYTES
 )
+
+# Where no process maps of its own accord: far above any heap, far below the stacks
+# and libraries that mmap(2) places from the top (Documentation/arch/x86/x86_64/mm.rst).
+WORKBENCH_AT: Final = 0x1000_0000_0000
 
 _PROT_READ_WRITE_EXEC: Final = 7
 _MAP_PRIVATE_ANONYMOUS: Final = 0x22
 _MAP_FIXED_NOREPLACE: Final = 0x100000
-_SYSCALL_INSTRUCTION: Final = b"\x0f\x05"
-_ALL_SIGNALS: Final = (1 << 64) - 1
 _WORD: Final = (1 << 64) - 1
 
 # Ignored by default (signal(7)): a tracee without us does not notice them.
@@ -100,15 +110,6 @@ class Workbench:
         return self.arguments + _ARGUMENT_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class _TrueState:
-    """What a task must look like whenever it is not in the injected code."""
-
-    registers: Any  # struct task_registers *
-    mask: int
-    xstate: bytes
-
-
 @dataclass(slots=True)
 class _Shared:
     """What the views of one workbench have in common."""
@@ -116,7 +117,7 @@ class _Shared:
     bench: Workbench
     done_signal: signal.Signals
     born: list[Tid] = field(default_factory=list)
-    states: dict[Tid, _TrueState] = field(default_factory=dict)
+    instruction: int = 0  # a `syscall` of the tracee's own, once it is known
     ids: dict[Tid, tuple[int, int]] = field(default_factory=dict)
     deferred: int = 0  # signals held back, bit n-1 for signal n
     space_used: int = 0
@@ -187,8 +188,11 @@ class Remote:
 
     def on(self, tid: Tid) -> "Remote":
         """The same workbench, used by another stopped thread of the process."""
-        other = copy.copy(self)
-        other.tid = tid
+        if tid == self.tid:
+            return self
+        other = Remote.__new__(Remote)
+        other.pid, other.tid = self.pid, tid
+        other._shared, other.memory = self._shared, self.memory
         return other
 
     def syscall(self, name: str, *arguments: int | bytes) -> int:
@@ -209,7 +213,7 @@ class Remote:
     def space(self, size: int) -> RemotePtr:
         """Room in the workbench for what a call writes; it lasts until reset()."""
         start = -(-self._shared.space_used // _ALIGNMENT) * _ALIGNMENT
-        if start + size > _SPACE_BYTES:
+        if start + size > SPACE_BYTES:
             raise ValueError(f"the workbench has no room for {size} bytes more")
         self._shared.space_used = start + size
         return RemotePtr(self.bench.space + start)
@@ -226,48 +230,22 @@ class Remote:
         """Change the tracee's memory."""
         self.memory.write(pointer, data)
 
-    def dispatches_syscalls(self) -> bool:
-        """Whether the task gets its own system calls (PR_SET_SYSCALL_USER_DISPATCH).
+    def run(self, calls: Sequence[bytes], data: bytes | bytearray) -> list[int]:
+        """Make these calls (rows of CALL) in one stop; signed results.
 
-        Always False where the kernel cannot tell (before 6.4).
+        At most CALLS_MAX; Batch cuts longer ones. ``data`` is what they point to.
         """
-        call = "ptrace(PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG)"
-        return check(lib.tracee_dispatches(self.tid), call, self.pid) > 0
-
-    def has_io_ports(self) -> bool:
-        """Whether the task may use I/O ports (ioperm(2))."""
-        call = "ptrace(PTRACE_GETREGSET, NT_386_IOPERM)"
-        return check(lib.tracee_has_ports(self.tid), call, self.pid) > 0
-
-    def run(self, calls: list[tuple[int, tuple[int, ...]]]) -> list[int]:
-        """Make these calls (numbers and words) in one stop; signed results.
-
-        At most CALLS_MAX; Batch cuts longer ones.
-        """
-        state = self._state(self.tid)
-        own_pid, own_tid = self.own_ids()
-        end = (NUMBERS["tgkill"], (own_pid, own_tid, int(self._shared.done_signal)))
-        rows = [*calls, end]
-        table = bytearray(
-            b"".join(
-                _CALL.pack(number, *words, *_NOTHING[: 7 - len(words)])
-                for number, words in rows
-            )
-        )
-        self._place_frame(state)
-        bench = ffi.new(
-            "struct workbench *",
-            [self.bench.address, self.bench.table, self.bench.frame, _CALLS_MAX],
-        )
+        table = bytearray(b"".join(calls))
         born = ffi.new("int[]", _BORN_MAX)
         outcome = ffi.new("struct batch_outcome *")
         result = lib.inject_batch(
             self.pid,
             self.tid,
-            bench,
+            self._places(),
             ffi.cast("struct remote_call *", ffi.from_buffer(table)),
-            len(rows),
-            int(self._shared.done_signal),
+            len(calls),
+            ffi.from_buffer(data),
+            len(data),
             born,
             _BORN_MAX,
             outcome,
@@ -275,8 +253,83 @@ class Remote:
         self._shared.born += [Tid(t) for t in born[0 : outcome.clones]]
         self._shared.deferred |= outcome.deferred_signals
         self._settle(result, "ptrace(PTRACE_CONT)")
-        self._restore(self.tid, state)
-        return [row[0] for row in _RESULT.iter_unpack(table)][: len(calls)]
+        return [row[0] for row in _RESULT.iter_unpack(table)]
+
+    def run_on_each(
+        self, tids: Sequence[Tid], calls: bytes, data: bytes, space_bytes: int
+    ) -> list[bytes]:
+        """Have each thread make the same calls; what each has to say.
+
+        That is the results, what the calls left in the first bytes of the space,
+        which they find zero, and what ptrace tells (struct task_facts).
+        """
+        count = len(calls) // CALL.size
+        stride = count * 8 + space_bytes + ffi.sizeof("struct task_facts")
+        answers = bytearray(stride * len(tids))
+        deferred = ffi.new("uint64_t *")
+        result = lib.inject_questions(
+            self.pid,
+            ffi.new("int[]", tids),
+            len(tids),
+            self._places(),
+            ffi.cast("struct remote_call *", ffi.from_buffer(calls)),
+            count,
+            ffi.from_buffer(data),
+            len(data),
+            space_bytes,
+            ffi.from_buffer(answers),
+            stride,
+            deferred,
+        )
+        self._shared.deferred |= deferred[0]
+        self._settle(result, "ptrace(PTRACE_CONT)")
+        whole = bytes(answers)
+        return [whole[at : at + stride] for at in range(0, len(whole), stride)]
+
+    def run_orders(self, batches: "Sequence[Batch]") -> list[list[int]]:
+        """Have the thread of each batch make its calls; the results of each.
+
+        None has more than CALLS_MAX calls.
+        """
+        table, data, orders = bytearray(), bytearray(), bytearray()
+        counts = []
+        for batch in batches:
+            rows, points_to = batch.rows()
+            orders += _ORDER.pack(
+                batch.tid, len(table) // CALL.size, len(rows), len(data), len(points_to)
+            )
+            counts.append(len(rows))
+            table += b"".join(rows)
+            data += points_to
+        deferred = ffi.new("uint64_t *")
+        result = lib.inject_orders(
+            self.pid,
+            ffi.cast("struct order *", ffi.from_buffer(orders)),
+            len(counts),
+            self._places(),
+            ffi.cast("struct remote_call *", ffi.from_buffer(table)),
+            ffi.from_buffer(data),
+            deferred,
+        )
+        self._shared.deferred |= deferred[0]
+        self._settle(result, "ptrace(PTRACE_CONT)")
+        every = iter(_RESULT.iter_unpack(table))
+        return [[next(every)[0] for _ in range(count)] for count in counts]
+
+    def _places(self) -> object:
+        bench = self.bench
+        return ffi.new(
+            "struct workbench *",
+            [
+                bench.address,
+                bench.table,
+                bench.frame,
+                bench.arguments,
+                bench.space,
+                CALLS_MAX,
+                int(self._shared.done_signal),
+            ],
+        )
 
     def _settle(self, result: int, call: str) -> None:
         if result == -errno.ESRCH:
@@ -284,76 +337,24 @@ class Remote:
         check(result, call, self.tid)
 
     def _step(self, name: str, *arguments: int) -> int:
-        state = self._state(self.tid)
-        self._settle(
-            lib.tracee_set_mask(self.tid, _ALL_SIGNALS), "ptrace(PTRACE_SETSIGMASK)"
-        )
         call = ffi.new("struct remote_call *", [NUMBERS[name], list(arguments), 0])
-        result = ffi.new("int64_t *")
-        code = lib.inject_step(
-            self.tid, _syscall_instruction(self.pid, self.memory), call, result
-        )
+        deferred = ffi.new("uint64_t *")
+        code = lib.inject_step(self.tid, self._instruction(), call, deferred)
+        self._shared.deferred |= deferred[0]
         self._settle(code, "ptrace(PTRACE_SINGLESTEP)")
-        self._restore(self.tid, state)
-        self._rest()
-        return _checked(int(result[0]), name, self.pid)
+        return _checked(int(call.result), name, self.pid)
 
-    def _rest(self) -> None:
-        """Have the task stopped because we ask, and not for the trap of a step.
-
-        A task whose tracer dies gets the signal that it has stopped for, and SIGTRAP
-        would be the end of it. The stop that is asked for here is taken before the
-        task comes to its next instruction.
-        """
-        status = ffi.new("int *")
-        self._settle(lib.tracee_interrupt(self.tid), "ptrace(PTRACE_INTERRUPT)")
-        while True:
-            self._settle(lib.tracee_continue(self.tid, 0), "ptrace(PTRACE_CONT)")
-            self._settle(lib.tracee_wait(self.tid, status), "waitpid")
-            if not os.WIFSTOPPED(status[0]):
-                raise TaskVanished(self.pid)
-            if status[0] >> 16 == _EVENT_STOP:
-                return
-            number = os.WSTOPSIG(status[0])
-            if not status[0] >> 16 and number != signal.SIGTRAP:
-                self._shared.deferred |= 1 << (number - 1)
-
-    def _state(self, tid: Tid) -> _TrueState:
-        found = self._shared.states.get(tid)
-        if found is not None:
-            return found
-        registers = ffi.new("struct task_registers *")
-        self._settle(
-            lib.tracee_get_registers(tid, registers), "ptrace(PTRACE_GETREGSET)"
-        )
-        mask = ffi.new("uint64_t *")
-        self._settle(lib.tracee_get_mask(tid, mask), "ptrace(PTRACE_GETSIGMASK)")
-        area = bytearray(_XSTATE_BYTES_MAX)
-        size = lib.tracee_get_xstate(tid, ffi.from_buffer(area), _XSTATE_BYTES_MAX)
-        self._settle(min(size, 0), "ptrace(PTRACE_GETREGSET)")
-        state = _TrueState(registers, mask[0], bytes(area[:size]))
-        self._shared.states[tid] = state
-        return state
-
-    def _restore(self, tid: Tid, state: _TrueState) -> None:
-        self._settle(
-            min(lib.tracee_set_registers(tid, state.registers), 0),
-            "ptrace(PTRACE_SETREGSET)",
-        )
-        self._settle(lib.tracee_set_mask(tid, state.mask), "ptrace(PTRACE_SETSIGMASK)")
-
-    def _place_frame(self, state: _TrueState) -> None:
-        frame = bytearray(lib.inject_frame_size() + _XSTATE_BYTES_MAX)
-        size = lib.inject_frame(
-            ffi.from_buffer(frame),
-            self.bench.frame,
-            state.registers,
-            state.xstate,
-            len(state.xstate),
-            state.mask,
-        )
-        check(size, "inject_frame", self.tid)
-        self.memory.write(self.bench.frame, bytes(frame[:size]))
+    def _instruction(self) -> int:
+        """A `syscall` instruction of the tracee's own: where it was, or found anew."""
+        known, size = self._shared.instruction, len(SYSCALL_INSTRUCTION)
+        try:
+            if known and self.memory.read(known, size) == SYSCALL_INSTRUCTION:
+                return known
+        except KernelError:
+            pass  # what held it has moved: a skeleton's does
+        found = syscall_instruction(self.pid, self.memory)
+        self._shared.instruction = found
+        return found
 
     def own_ids(self) -> tuple[int, int]:
         """Process and thread id as the tracee's own pid namespace has them."""
@@ -371,10 +372,21 @@ class Batch:
 
     def __init__(self, remote: Remote) -> None:
         self._remote = remote
+        self._bench = remote.bench
         self._calls: list[tuple[str, tuple[int | bytes, ...]]] = []
 
     def __len__(self) -> int:
         return len(self._calls)
+
+    @property
+    def tid(self) -> Tid:
+        """The thread that is to make the calls."""
+        return self._remote.tid
+
+    @property
+    def bench(self) -> Workbench:
+        """Where what the calls point to lies."""
+        return self._bench
 
     def add(self, name: str, *arguments: int | bytes) -> int:
         """Append a call; gives back its place among the results."""
@@ -395,21 +407,34 @@ class Batch:
         start = 0
         while start < len(self._calls):
             rows, data = self._fill(start)
-            if data:
-                self._remote.write(self._remote.bench.arguments, bytes(data))
-            results += self._remote.run(rows)
+            results += self._remote.run(rows, data)
             start += len(rows)
         if check:
-            for (name, _), result in zip(self._calls, results, strict=True):
-                _checked(result, name, self._remote.pid)
+            self.check(results)
         self._calls = []
         return results
 
-    def _fill(self, start: int) -> tuple[list[tuple[int, tuple[int, ...]]], bytearray]:
-        rows: list[tuple[int, tuple[int, ...]]] = []
+    def check(self, results: Sequence[int]) -> None:
+        """Raises RemoteError: one is -errno; the first such."""
+        for (name, _), result in zip(self._calls, results, strict=True):
+            _checked(result, name, self._remote.pid)
+
+    def rows(self) -> tuple[list[bytes], bytearray]:
+        """All calls as rows of CALL, and what they point to, for one stop.
+
+        Raises:
+            ValueError: they are too many.
+        """
+        rows, data = self._fill(0)
+        if len(rows) != len(self._calls):
+            raise ValueError(f"{len(self._calls)} calls do not fit into one stop")
+        return rows, data
+
+    def _fill(self, start: int) -> tuple[list[bytes], bytearray]:
+        rows: list[bytes] = []
         data = bytearray()
         base = self._remote.bench.arguments
-        for name, arguments in self._calls[start : start + _CALLS_MAX - 1]:
+        for name, arguments in self._calls[start : start + CALLS_MAX]:
             size = sum(_padded(a) for a in arguments if isinstance(a, bytes))
             if len(data) + size > _ARGUMENT_BYTES:
                 if not rows:
@@ -422,7 +447,7 @@ class Batch:
                     data += argument.ljust(_padded(argument), b"\0")
                 else:
                     words.append(argument & _WORD)
-            rows.append((NUMBERS[name], tuple(words)))
+            rows.append(CALL.pack(NUMBERS[name], *words, *_NOTHING[len(words) :]))
         return rows, data
 
 
@@ -447,24 +472,10 @@ def _done_signal(pid: Pid) -> signal.Signals:
     Raises:
         RemoteError: the process handles or has pending every one of them.
     """
-    sets = procfs.status(pid).signals
-    taken = sets.caught | sets.pending | sets.shared_pending
+    taken = 0
+    for found in _TAKEN.finditer(procfs.read(pid, "status")):
+        taken |= int(found[1], 16)
     for number in _HARMLESS:
         if not taken >> (number - 1) & 1:
             return number
     raise RemoteError("tgkill", pid, errno.EBUSY)
-
-
-def _syscall_instruction(pid: Pid, memory: TaskMemory) -> int:
-    """The address of a `syscall` instruction in the tracee's vdso.
-
-    Raises:
-        TaskVanished: it has no vdso any more, because it has no memory any more.
-    """
-    for vma in procfs.read_maps(pid).vmas:
-        if vma.name == "[vdso]":
-            code = memory.read(vma.start, vma.end - vma.start)
-            found = code.find(_SYSCALL_INSTRUCTION)
-            if found >= 0:
-                return vma.start + found
-    raise TaskVanished(pid)

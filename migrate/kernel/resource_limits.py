@@ -9,7 +9,7 @@ import struct
 from collections.abc import Sequence
 from typing import Final
 
-from migrate.kernel.asking import Reader
+from migrate.kernel.asking import Form, Reader, asked, must
 from migrate.kernel.remote import Batch, Remote, RemoteError
 from migrate.kernel.tasks import Limit
 
@@ -19,14 +19,24 @@ _RLIMIT64: Final = struct.Struct("<QQ")
 
 def read(remote: Remote) -> tuple[Limit, ...]:
     """All limits, by their RLIMIT_ number."""
-    remote.reset()
-    table = remote.space(_RLIMIT64.size * COUNT)
-    batch = remote.batch()
-    for number in range(COUNT):
+    return asked(remote, ask)
+
+
+def ask(form: Form, batch: Batch) -> Reader[tuple[Limit, ...]]:
+    """What read() does, together with others."""
+    table = form.space(_RLIMIT64.size * COUNT)
+    places = [
         batch.add("prlimit64", 0, number, 0, table + number * _RLIMIT64.size)
-    batch.run()
-    data = remote.read(table, _RLIMIT64.size * COUNT)
-    return tuple(Limit(soft, hard) for soft, hard in _RLIMIT64.iter_unpack(data))
+        for number in range(COUNT)
+    ]
+
+    def read(results: Sequence[int]) -> tuple[Limit, ...]:
+        for at in places:
+            must(form, "prlimit64", results[at])
+        data = form.read(table, _RLIMIT64.size * COUNT)
+        return tuple(Limit(soft, hard) for soft, hard in _RLIMIT64.iter_unpack(data))
+
+    return read
 
 
 def write(remote: Remote, wanted: dict[int, Limit]) -> set[int]:

@@ -9,6 +9,7 @@ another processor perhaps. So what the kernel is going to do is done right away.
 """
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -16,6 +17,7 @@ from migrate.kernel.tracee import Registers, Tracee
 from precopy.errors import KernelError
 from precopy.ids import Tid
 
+_ORIG_RAX: Final = struct.Struct("<120xQ")  # offsetof(struct user_regs_struct, …)
 _POINTER_OFFSET: Final = 8  # offsetof(struct rseq, rseq_cs), linux/rseq.h
 _POINTER: Final = struct.Struct("<Q")
 # version, flags, start_ip, post_commit_offset, abort_ip
@@ -35,17 +37,18 @@ class Sequence:
         return self.start <= address < self.start + self.length
 
 
-def abort_sequences(tracee: Tracee) -> None:
+def abort_sequences(tracee: Tracee, registers: Iterable[bytes] | None = None) -> None:
     """Move every thread that is in the midst of a sequence to its abort handler.
 
-    All threads have just been stopped and have run nothing of ours.
+    All threads have just been stopped and have run nothing of ours. ``registers`` are
+    theirs, in order, where they are known.
     """
-    for tid in tracee.tids:
-        registers = tracee.registers(tid)
+    every = tracee.every_registers() if registers is None else registers
+    for tid, words in zip(tracee.tids, every, strict=True):
         # No system call may be made in a sequence, so nobody blocks in one.
-        if registers.in_syscall:
+        if _ORIG_RAX.unpack_from(words)[0] < 1 << 63:
             continue
-        aborted = _aborted(tracee, tid, registers)
+        aborted = _aborted(tracee, tid, Registers.from_bytes(words))
         if aborted is not None:
             tracee.set_registers(tid, aborted)
 

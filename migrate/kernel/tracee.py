@@ -4,7 +4,7 @@ PTRACE_SEIZE, unlike PTRACE_ATTACH, sends no signal: the process does not notice
 PTRACE_INTERRUPT stops a thread wherever it is. If it was inside a system call, the
 call was broken off with one of the kernel's restart codes, and the kernel issues it
 again when the thread is let go; for the few calls that would answer EINTR instead,
-the caller passes a `cure` that looks at the registers of each thread before it goes.
+whoever stops it has the registers changed (sleepers).
 
 All of this obeys only the OS thread that seized: a Tracee must not change threads.
 """
@@ -13,7 +13,7 @@ import errno
 import os
 import signal
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from operator import attrgetter
@@ -22,9 +22,9 @@ from typing import Final, Self
 
 from migrate.kernel import procfs
 from migrate.kernel._native import ffi, lib
-from migrate.kernel.remote import Remote, Workbench
+from migrate.kernel.remote import WORKBENCH_AT, Remote, RemoteError, Workbench
 from migrate.kernel.syscalls import check
-from precopy.errors import KernelError, TaskVanished
+from precopy.errors import KernelError, PrecopyError, TaskVanished
 from precopy.ids import Pid, Tid
 from precopy.task_memory import TaskMemory
 
@@ -117,7 +117,13 @@ class RseqConfiguration:
     flags: int
 
 
-Cure = Callable[["Tracee", Tid], None]
+class NotAsExpected(PrecopyError):
+    """A thread that was to stop in a certain place stopped elsewhere."""
+
+    def __init__(self, tid: Tid, status: int) -> None:
+        super().__init__(f"Thread {tid} stopped with status {status:#x}.")
+        self.tid = tid
+        self.status = status
 
 
 class Tracee:
@@ -214,15 +220,13 @@ class Tracee:
         """Forget a thread that has ended."""
         self.tids = tuple(t for t in self.tids if t != tid)
 
-    def detach(self, *, cure: Cure | None = None) -> None:
+    def detach(self) -> None:
         """Let all threads go, as they are; afterwards the tracee is nobody's.
 
-        Threads that ended meanwhile are passed over. `cure` sees each first.
+        Threads that ended meanwhile are passed over.
         """
         for tid in reversed(self.tids):
             try:
-                if cure is not None:
-                    cure(self, tid)
                 check(lib.tracee_detach(tid, 0), "ptrace(PTRACE_DETACH)", tid)
             except KernelError as error:
                 if error.errno != errno.ESRCH:
@@ -256,14 +260,22 @@ class Tracee:
             return
 
     @contextmanager
-    def remote(self, tid: Tid | None = None, *, address: int = 0) -> Iterator[Remote]:
+    def remote(
+        self, tid: Tid | None = None, *, address: int = WORKBENCH_AT
+    ) -> Iterator[Remote]:
         """System calls made by the stopped thread `tid` (the leader if None).
 
         The workbench is mapped on the way in (at `address`, or where the kernel
-        likes) and gone on the way out, unless the tracee is.
+        likes if that is taken) and gone on the way out, unless the tracee is.
         """
         remote = Remote(self.pid, tid or self.tids[0], Workbench.at(address))
-        remote.open()
+        try:
+            remote.open()
+        except RemoteError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            remote = Remote(self.pid, remote.tid, Workbench.at(0))
+            remote.open()
         try:
             yield remote
         finally:
@@ -274,6 +286,18 @@ class Tracee:
         words = ffi.new("struct task_registers *")
         check(lib.tracee_get_registers(tid, words), "ptrace(PTRACE_GETREGSET)", tid)
         return Registers.from_bytes(bytes(ffi.buffer(words)))
+
+    def every_registers(self) -> list[bytes]:
+        """Registers.to_bytes() of every thread, in their order."""
+        count = len(self.tids)
+        words = ffi.new("struct task_registers[]", count)
+        check(
+            lib.tasks_registers(ffi.new("int[]", self.tids), count, words),
+            "ptrace(PTRACE_GETREGSET)",
+            self.pid,
+        )
+        data, size = bytes(ffi.buffer(words)), _REGISTERS.size
+        return [data[at : at + size] for at in range(0, len(data), size)]
 
     def set_registers(self, tid: Tid, registers: Registers) -> None:
         """Set the general registers of a stopped thread."""
@@ -298,26 +322,27 @@ class Tracee:
         registers = ffi.new("struct task_registers[]", count)
         masks = ffi.new("uint64_t[]", count)
         sizes = ffi.new("uint32_t[]", count)
-        area = bytearray(count * XSTATE_BYTES_MAX)
+        stride = _xstate_bytes(tids[0]) if count else 0
+        area = bytearray(count * stride)
         check(
             lib.tasks_read(
-                ffi.new("int[]", list(tids)),
+                ffi.new("int[]", tids),
                 count,
                 registers,
                 masks,
                 ffi.from_buffer(area),
-                XSTATE_BYTES_MAX,
+                stride,
                 sizes,
             ),
             "ptrace(PTRACE_GETREGSET)",
             self.pid,
         )
-        words = bytes(ffi.buffer(registers))
+        words, size = bytes(ffi.buffer(registers)), _REGISTERS.size
         return [
             TaskState(
-                registers=words[i * _REGISTERS.size : (i + 1) * _REGISTERS.size],
+                registers=words[i * size : (i + 1) * size],
                 mask=masks[i],
-                xstate=_cut(area, i * XSTATE_BYTES_MAX, sizes[i]),
+                xstate=_cut(area, i * stride, sizes[i]),
             )
             for i in range(count)
         ]
@@ -325,26 +350,43 @@ class Tracee:
     def set_states(self, tids: Sequence[Tid], states: Sequence[TaskState]) -> None:
         """Set what states() reads, thread by thread."""
         count = len(tids)
-        registers = b"".join(s.registers for s in states)
-        area = bytearray(count * XSTATE_BYTES_MAX)
-        for i, state in enumerate(states):
-            start = i * XSTATE_BYTES_MAX
-            area[start : start + len(state.xstate)] = state.xstate
         words = ffi.new("struct task_registers[]", count)
+        registers = b"".join(s.registers for s in states)
         ffi.memmove(words, registers, len(registers))
         check(
             lib.tasks_write(
-                ffi.new("int[]", list(tids)),
+                ffi.new("int[]", tids),
                 count,
                 words,
                 ffi.new("uint64_t[]", [s.mask for s in states]),
-                ffi.from_buffer(area),
-                XSTATE_BYTES_MAX,
+                ffi.from_buffer(b"".join(s.xstate for s in states)),
                 ffi.new("uint32_t[]", [len(s.xstate) for s in states]),
             ),
             "ptrace(PTRACE_SETREGSET)",
             self.pid,
         )
+
+    def break_off(self, tids: Sequence[Tid], calls: Sequence[Registers]) -> list[bytes]:
+        """Have each of these threads issue a call, and break it off before it sleeps.
+
+        ``calls`` are registers before the instruction that makes it. Gives back the
+        registers that they came back with.
+
+        Raises:
+            NotAsExpected: one of them stopped elsewhere.
+        """
+        count = len(tids)
+        words = ffi.new("struct task_registers[]", count)
+        data = b"".join(registers.to_bytes() for registers in calls)
+        ffi.memmove(words, data, len(data))
+        statuses = ffi.new("int[]", count)
+        failed = lib.tasks_break_off(ffi.new("int[]", tids), count, words, statuses)
+        if failed == -errno.EPROTO:
+            at = next(i for i in range(count) if statuses[i])
+            raise NotAsExpected(tids[at], statuses[at])
+        check(failed, "ptrace(PTRACE_SYSCALL)", self.pid)
+        data, size = bytes(ffi.buffer(words)), _REGISTERS.size
+        return [data[at : at + size] for at in range(0, len(data), size)]
 
     def rseq(self, tid: Tid) -> RseqConfiguration | None:
         """The thread's registration with rseq(2), or None."""
@@ -410,6 +452,13 @@ def _seized(tid: Tid, options: int) -> bool:
         return False
     check(result, "ptrace(PTRACE_SEIZE)", tid)
     return True
+
+
+def _xstate_bytes(tid: Tid) -> int:
+    """How large the XSAVE area of a stopped thread is: all have the same."""
+    area = bytearray(XSTATE_BYTES_MAX)
+    size = lib.tracee_get_xstate(tid, ffi.from_buffer(area), XSTATE_BYTES_MAX)
+    return check(size, "ptrace(PTRACE_GETREGSET)", tid)
 
 
 def _cut(data: bytes | bytearray, start: int, size: int) -> bytes:

@@ -1,6 +1,6 @@
 """sched_setaffinity(2): which processors a thread may run on.
 
-read from   sched_getaffinity(2), from outside
+read from   sched_getaffinity(2), made by the thread itself
 rebuilt by  sched_setaffinity(2), made by the thread itself
 
 A thread that may run on every processor of the source may run on all that it is
@@ -11,15 +11,18 @@ that the destination does not have are left out, and if none is left it is not b
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from migrate.kernel.asking import asked, must
 from migrate.kinds.kind import CannotCarry, Kind, Scope
 
 if TYPE_CHECKING:
-    from migrate.kernel.remote import Remote
+    from collections.abc import Sequence
+
+    from migrate.kernel.asking import Form, Reader
+    from migrate.kernel.remote import Batch, Remote
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid, Tid
 
@@ -35,7 +38,7 @@ class Affinity:
     processors: tuple[int, ...] | None
 
 
-KIND = Kind("affinity", 1, Scope.TASK, Affinity)
+KIND = Kind("affinity", 1, Scope.TASK, Affinity, in_answers=True)
 
 
 def refuse(pid: Pid) -> list[str]:
@@ -44,11 +47,23 @@ def refuse(pid: Pid) -> list[str]:
 
 
 def dump(source: Source, tid: Tid) -> Affinity:
-    """Ask the kernel; anybody may."""
-    allowed = os.sched_getaffinity(tid)
-    if allowed >= parse_list(_ONLINE.read_text(encoding="ascii")):
-        return Affinity(None)
-    return Affinity(tuple(sorted(allowed)))
+    """Ask the thread."""
+    return asked(source.remote.on(tid), ask)
+
+
+def ask(form: Form, batch: Batch) -> Reader[Affinity]:
+    """Ask together with others."""
+    room = form.space(_MASK_BYTES)
+    at = batch.add("sched_getaffinity", 0, _MASK_BYTES, room)
+
+    def read(results: Sequence[int]) -> Affinity:
+        size = must(form, "sched_getaffinity", results[at])
+        allowed = _numbers(form.read(room, size))
+        if allowed >= parse_list(_ONLINE.read_text(encoding="ascii")):
+            return Affinity(None)
+        return Affinity(tuple(sorted(allowed)))
+
+    return read
 
 
 def restore(record: Affinity, target: Target, tid: Tid) -> None:
@@ -91,5 +106,9 @@ def _own(remote: Remote) -> set[int]:
     remote.reset()
     room = remote.space(_MASK_BYTES)
     size = remote.syscall("sched_getaffinity", 0, _MASK_BYTES, room)
-    mask = int.from_bytes(remote.read(room, size), "little")
-    return {number for number in range(size * 8) if mask >> number & 1}
+    return _numbers(remote.read(room, size))
+
+
+def _numbers(mask_bytes: bytes) -> set[int]:
+    mask = int.from_bytes(mask_bytes, "little")
+    return {number for number in range(mask.bit_length()) if mask >> number & 1}

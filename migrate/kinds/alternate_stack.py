@@ -17,7 +17,7 @@ from migrate.kinds.kind import Kind, Scope
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from migrate.kernel.asking import Reader
+    from migrate.kernel.asking import Form, Reader
     from migrate.kernel.remote import Batch, Remote
     from migrate.kernel.telling import Check
     from migrate.kinds.kind import Source, Target
@@ -37,7 +37,7 @@ class AlternateStack:
     size: int
 
 
-KIND = Kind("alternate_stack", 1, Scope.TASK, AlternateStack)
+KIND = Kind("alternate_stack", 1, Scope.TASK, AlternateStack, in_answers=True)
 
 
 def refuse(pid: Pid) -> list[str]:
@@ -50,14 +50,14 @@ def dump(source: Source, tid: Tid) -> AlternateStack:
     return asked(source.remote.on(tid), ask)
 
 
-def ask(remote: Remote, batch: Batch) -> Reader[AlternateStack]:
+def ask(form: Form, batch: Batch) -> Reader[AlternateStack]:
     """Ask together with others."""
-    room = remote.space(_STACK_T.size)
+    room = form.space(_STACK_T.size)
     at = batch.add("sigaltstack", 0, room)
 
     def read(results: Sequence[int]) -> AlternateStack:
-        must(remote, "sigaltstack", results[at])
-        pointer, flags, _, size = _STACK_T.unpack(remote.read(room, _STACK_T.size))
+        must(form, "sigaltstack", results[at])
+        pointer, flags, _, size = _STACK_T.unpack(form.read(room, _STACK_T.size))
         return AlternateStack(pointer, flags & ~_SS_ONSTACK, size)
 
     return read

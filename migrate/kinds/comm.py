@@ -1,6 +1,6 @@
 """prctl(PR_SET_NAME): the name of a thread, 15 bytes of anything but NUL.
 
-read from   /proc/PID/task/TID/comm      proc_tid_comm(5)
+read from   prctl(PR_GET_NAME), made by the thread itself
 rebuilt by  prctl(PR_SET_NAME), made by the thread itself: nobody else may
 """
 
@@ -9,17 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from migrate.kernel import procfs
+from migrate.kernel.asking import asked, must
 from migrate.kernel.telling import told, told_one
 from migrate.kinds.kind import CannotCarry, Kind, Scope
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from migrate.kernel.asking import Form, Reader
     from migrate.kernel.remote import Batch, Remote
     from migrate.kernel.telling import Check
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid, Tid
 
 _PR_SET_NAME: Final = 15
+_PR_GET_NAME: Final = 16
 _NAME_BYTES_MAX: Final = 15  # TASK_COMM_LEN less the NUL
 
 
@@ -30,7 +34,7 @@ class Comm:
     name: bytes
 
 
-KIND = Kind("comm", 1, Scope.TASK, Comm)
+KIND = Kind("comm", 1, Scope.TASK, Comm, in_answers=True)
 
 
 def refuse(pid: Pid) -> list[str]:
@@ -39,8 +43,20 @@ def refuse(pid: Pid) -> list[str]:
 
 
 def dump(source: Source, tid: Tid) -> Comm:
-    """Read it; the kernel adds a newline, of which the name may have its own."""
-    return Comm(procfs.read(source.pid, f"task/{tid}/comm").removesuffix(b"\n"))
+    """Ask the thread."""
+    return asked(source.remote.on(tid), ask)
+
+
+def ask(form: Form, batch: Batch) -> Reader[Comm]:
+    """Ask together with others."""
+    room = form.space(_NAME_BYTES_MAX + 1)
+    at = batch.add("prctl", _PR_GET_NAME, room, 0, 0, 0)
+
+    def read(results: Sequence[int]) -> Comm:
+        must(form, "prctl", results[at])
+        return Comm(form.read(room, _NAME_BYTES_MAX + 1).partition(b"\0")[0])
+
+    return read
 
 
 def restore(record: Comm, target: Target, tid: Tid) -> None:

@@ -1,6 +1,7 @@
 """credentials(7): ids, capabilities, securebits, no_new_privs.
 
-read from   /proc/PID/task/TID/status; prctl(PR_GET_SECUREBITS), made by the thread
+read from   getresuid(2), getgroups(2), capget(2), prctl(2) and the like, made by the
+            thread itself
 rebuilt by  prctl(2) and capset(2), made by the thread itself
 
 User and group ids are not set here: the skeleton was started as the owner, and here
@@ -15,10 +16,11 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from errno import EINVAL
 from typing import TYPE_CHECKING, Final
 
 from migrate.kernel import procfs
-from migrate.kernel.asking import asked, must
+from migrate.kernel.asking import Unsaid, asked, must
 from migrate.kernel.tasks import Capabilities, Ids
 from migrate.kernel.telling import none_failed, told
 from migrate.kinds.kind import CannotCarry, Kind, Scope
@@ -26,7 +28,7 @@ from migrate.kinds.kind import CannotCarry, Kind, Scope
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from migrate.kernel.asking import Reader
+    from migrate.kernel.asking import Form, Reader
     from migrate.kernel.remote import Batch, Remote
     from migrate.kernel.telling import Check
     from migrate.kinds.kind import Source, Target
@@ -44,6 +46,12 @@ _HEADER: Final = struct.Struct("<Ii")
 _SETS: Final = struct.Struct("<6I")  # effective, permitted, inheritable; low, then high
 _LOW: Final = 0xFFFF_FFFF
 _CAPABILITIES: Final = range(64)
+_PR_CAPBSET_READ: Final = 23
+_PR_GET_NO_NEW_PRIVS: Final = 39
+_AMBIENT_IS_SET: Final = 1
+_SAME: Final = 0xFFFF_FFFF  # of setfsuid(2): change nothing, tell what it is
+_GROUPS_MAX: Final = 256  # who is in more of them has /proc read
+_IDS: Final = struct.Struct("<3I")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +86,7 @@ KIND = Kind(
         "timer_slack",
     ),
     late=True,
+    in_answers=True,
 )
 
 
@@ -103,26 +112,83 @@ def refuse(pid: Pid) -> list[str]:
 
 
 def dump(source: Source, tid: Tid) -> Credentials:
-    """Read /proc and ask the thread."""
-    return asked(source.remote.on(tid), ask)
+    """Ask the thread."""
+    remote = source.remote.on(tid)
+    try:
+        return asked(remote, ask)
+    except Unsaid:
+        groups = procfs.status(source.pid, tid).groups
+        return asked(remote, lambda form, batch: _ask(form, batch, groups))
 
 
-def ask(remote: Remote, batch: Batch) -> Reader[Credentials]:
+def ask(form: Form, batch: Batch) -> Reader[Credentials]:
     """Ask together with others."""
-    at = batch.add("prctl", _PR_GET_SECUREBITS, 0, 0, 0, 0)
+    return _ask(form, batch, None)
+
+
+def _ask(
+    form: Form, batch: Batch, known_groups: tuple[int, ...] | None
+) -> Reader[Credentials]:
+    """``known_groups``: those of a thread that has more than there is room for."""
+    uids, gids = form.space(_IDS.size), form.space(_IDS.size)
+    groups, sets = form.space(4 * _GROUPS_MAX), form.space(_SETS.size)
+    first = batch.add("getresuid", uids, uids + 4, uids + 8)
+    batch.add("getresgid", gids, gids + 4, gids + 8)
+    batch.add("capget", _HEADER.pack(_CAPABILITY_VERSION_3, 0), sets)
+    batch.add("prctl", _PR_GET_SECUREBITS, 0, 0, 0, 0)
+    batch.add("prctl", _PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
+    batch.add("setfsuid", _SAME)
+    batch.add("setfsgid", _SAME)
+    in_groups = batch.add("getgroups", _GROUPS_MAX, groups)
+    bounding = _ask_for_each(batch, _PR_CAPBSET_READ)
+    ambient = _ask_for_each(batch, _PR_CAP_AMBIENT, _AMBIENT_IS_SET)
 
     def read(results: Sequence[int]) -> Credentials:
-        status = procfs.status(remote.pid, remote.tid)
+        for at in range(first, in_groups):
+            must(form, "capget or getresuid", results[at])
+        *_, securebits, no_new_privs, fsuid, fsgid = results[first:in_groups]
+        own_groups = known_groups
+        if own_groups is None:
+            count = results[in_groups]
+            if count == -EINVAL:
+                raise Unsaid
+            own_groups = struct.unpack(f"<{count}I", form.read(groups, 4 * count))
+        effective, permitted, inheritable, *high = _SETS.unpack(
+            form.read(sets, _SETS.size)
+        )
         return Credentials(
-            uids=status.uids,
-            gids=status.gids,
-            groups=status.groups,
-            capabilities=status.capabilities,
-            securebits=must(remote, "prctl", results[at]),
-            no_new_privs=status.no_new_privs,
+            uids=_ids(form.read(uids, _IDS.size), fsuid),
+            gids=_ids(form.read(gids, _IDS.size), fsgid),
+            groups=own_groups,
+            capabilities=Capabilities(
+                inheritable=inheritable | high[2] << 32,
+                permitted=permitted | high[1] << 32,
+                effective=effective | high[0] << 32,
+                bounding=_mask(results, bounding),
+                ambient=_mask(results, ambient),
+            ),
+            securebits=securebits,
+            no_new_privs=no_new_privs != 0,
         )
 
     return read
+
+
+def _ids(three: bytes, filesystem: int) -> Ids:
+    real, effective, saved = _IDS.unpack(three)
+    return Ids(real, effective, saved, filesystem)
+
+
+def _ask_for_each(batch: Batch, *what: int) -> range:
+    """Ask for each capability; the kernel answers EINVAL for those it does not know."""
+    first = len(batch)
+    for number in _CAPABILITIES:
+        batch.add("prctl", *what, number, 0, 0)
+    return range(first, len(batch))
+
+
+def _mask(results: Sequence[int], places: range) -> int:
+    return sum(1 << bit for bit, at in enumerate(places) if results[at] > 0)
 
 
 def restore(record: Credentials, target: Target, tid: Tid) -> None:

@@ -19,7 +19,7 @@ from migrate.kinds.kind import CannotCarry, Kind, Scope
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from migrate.kernel.asking import Reader
+    from migrate.kernel.asking import Form, Reader
     from migrate.kernel.remote import Batch, Remote
     from migrate.kernel.telling import Check
     from migrate.kinds.kind import Source, Target
@@ -44,6 +44,7 @@ KIND = Kind(
     Dumpable,
     after=("filesystem", "limits", "memory_layout", "posix_timer"),
     late=True,
+    in_answers=True,
 )
 
 
@@ -61,18 +62,18 @@ def dump(source: Source) -> Dumpable:
     return asked(source.remote, ask)
 
 
-def ask(remote: Remote, batch: Batch) -> Reader[Dumpable]:
+def ask(form: Form, batch: Batch) -> Reader[Dumpable]:
     """Ask together with others."""
     at = batch.add("prctl", _PR_GET_DUMPABLE, 0, 0, 0, 0)
 
     def read(results: Sequence[int]) -> Dumpable:
-        value = must(remote, "prctl", results[at])
+        value = must(form, "prctl", results[at])
         if value == _BY_ROOT_ONLY:
             raise CannotCarry(
                 KIND.name,
-                f"pid {remote.pid} is dumpable by root only (fs.suid_dumpable), as "
+                f"pid {form.pid} is dumpable by root only (fs.suid_dumpable), as "
                 "set-user-ID programs are: that cannot be set again.",
-                pid=remote.pid,
+                pid=form.pid,
             )
         return Dumpable(value == 1)
 

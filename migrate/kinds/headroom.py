@@ -1,6 +1,6 @@
 """getrlimit(2), the early half: limits raised so that what is restored fits.
 
-read from   /proc/PID/limits
+read from   prlimit64(0, …), made by the process itself
 rebuilt by  prlimit64(0, …): soft limits that must be higher than they are
 
 The skeleton begins with the limits of the agent. Descriptors above its
@@ -13,11 +13,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from migrate.kernel import procfs, resource_limits
+from migrate.kernel import resource_limits
+from migrate.kernel.asking import asked
 from migrate.kernel.tasks import Limit
 from migrate.kinds.kind import CannotCarry, Kind, Scope
 
 if TYPE_CHECKING:
+    from migrate.kernel.asking import Form, Reader
+    from migrate.kernel.remote import Batch
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid
 
@@ -29,7 +32,7 @@ class Headroom:
     soft: tuple[int, ...]
 
 
-KIND = Kind("headroom", 1, Scope.PROCESS, Headroom)
+KIND = Kind("headroom", 1, Scope.PROCESS, Headroom, in_answers=True)
 
 
 def refuse(pid: Pid) -> list[str]:
@@ -38,9 +41,14 @@ def refuse(pid: Pid) -> list[str]:
 
 
 def dump(source: Source) -> Headroom:
-    """Read /proc: prlimit(2) from outside may need a right."""
-    limits = procfs.limits(source.pid)
-    return Headroom(tuple(limits[n].soft for n in range(resource_limits.COUNT)))
+    """Ask the process: prlimit(2) from outside may need a right."""
+    return asked(source.remote, ask)
+
+
+def ask(form: Form, batch: Batch) -> Reader[Headroom]:
+    """Ask together with others."""
+    limits = resource_limits.ask(form, batch)
+    return lambda results: Headroom(tuple(limit.soft for limit in limits(results)))
 
 
 def restore(record: Headroom, target: Target) -> None:

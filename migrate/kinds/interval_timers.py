@@ -23,7 +23,7 @@ from migrate.kinds.kind import Kind, Scope
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from migrate.kernel.asking import Reader
+    from migrate.kernel.asking import Form, Reader
     from migrate.kernel.remote import Batch, Remote
     from migrate.kernel.telling import Check
     from migrate.kinds.kind import Source, Target
@@ -67,9 +67,9 @@ def dump(source: Source) -> IntervalTimers:
     return asked(source.remote, ask)
 
 
-def ask(remote: Remote, batch: Batch) -> Reader[IntervalTimers]:
+def ask(form: Form, batch: Batch) -> Reader[IntervalTimers]:
     """Ask together with others."""
-    table = remote.space(_ITIMERVAL.size * len(_TIMERS))
+    table = form.space(_ITIMERVAL.size * len(_TIMERS))
     places = [
         batch.add("getitimer", which, table + which * _ITIMERVAL.size)
         for which in _TIMERS
@@ -77,8 +77,8 @@ def ask(remote: Remote, batch: Batch) -> Reader[IntervalTimers]:
 
     def read(results: Sequence[int]) -> IntervalTimers:
         for at in places:
-            must(remote, "getitimer", results[at])
-        data = remote.read(table, _ITIMERVAL.size * len(_TIMERS))
+            must(form, "getitimer", results[at])
+        data = form.read(table, _ITIMERVAL.size * len(_TIMERS))
         real, virtual, profiling = (
             IntervalTimer(row[0] * _US + row[1], row[2] * _US + row[3])
             for row in _ITIMERVAL.iter_unpack(data)

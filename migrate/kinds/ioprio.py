@@ -1,6 +1,6 @@
 """ioprio_set(2): the priority of what a thread reads and writes.
 
-read from   ioprio_get(2), from outside
+read from   ioprio_get(2), made by the thread itself
 rebuilt by  ioprio_set(2), made by the thread with its own rights
 
 The real-time class needs CAP_SYS_ADMIN or CAP_SYS_NICE; without them it is left out.
@@ -13,11 +13,15 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from migrate.kernel import syscalls
+from migrate.kernel.asking import asked, must
 from migrate.kernel.remote import RemoteError
 from migrate.kinds.kind import Kind, Scope
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from migrate.kernel.asking import Form, Reader
+    from migrate.kernel.remote import Batch
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid, Tid
 
@@ -32,7 +36,7 @@ class IoPriority:
     priority: int  # class, hint and level; 0: it has none of its own
 
 
-KIND = Kind("ioprio", 1, Scope.TASK, IoPriority, after=("scheduling",))
+KIND = Kind("ioprio", 1, Scope.TASK, IoPriority, after=("scheduling",), in_answers=True)
 
 
 def refuse(pid: Pid) -> list[str]:
@@ -41,8 +45,18 @@ def refuse(pid: Pid) -> list[str]:
 
 
 def dump(source: Source, tid: Tid) -> IoPriority:
-    """Ask the kernel; anybody may."""
-    return IoPriority(syscalls.raw("ioprio_get", _WHO_PROCESS, tid, pid=source.pid))
+    """Ask the thread."""
+    return asked(source.remote.on(tid), ask)
+
+
+def ask(form: Form, batch: Batch) -> Reader[IoPriority]:
+    """Ask together with others."""
+    at = batch.add("ioprio_get", _WHO_PROCESS, 0)
+
+    def read(results: Sequence[int]) -> IoPriority:
+        return IoPriority(must(form, "ioprio_get", results[at]))
+
+    return read
 
 
 def restore(record: IoPriority, target: Target, tid: Tid) -> None:

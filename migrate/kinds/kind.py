@@ -56,6 +56,7 @@ class Kind:
     late: bool = False  # dumped and restored in the frozen section only
     exclusive: bool = False  # a descriptor: refused if another process holds it too
     in_view: bool = False  # a descriptor: equal views of it have equal records
+    in_answers: bool = False  # it has an `ask`: equal answers to it are equal records
 
 
 class CannotCarry(Exception):
@@ -121,6 +122,8 @@ class Target:
     parked: dict[tuple[str | int, ...], RemoteFd] = field(default_factory=dict)
     # What late kinds have found there, by kind and thread (None: the process's).
     standing: dict[tuple[str, Tid | None], Record] = field(default_factory=dict)
+    # What a thread is to be told in the end, if nothing changes until then.
+    ready: dict[Tid, Any] = field(default_factory=dict)
     # Numbers that a description lost in this pass while it lives on at others.
     vacated: frozenset[int] = frozenset()
 
@@ -240,9 +243,12 @@ class ProcessKind(Protocol):
     def restore(self, record: Record, target: Target) -> None:
         """Rebuild it; may be called again with a newer record."""
 
-    # Two more, which a module of a process's or a task's kind may leave out:
-    #   ask(remote, batch) -> Reader
-    # does what dump() does, together with other kinds (migrate.kernel.asking).
+    # Three more, which a module of a process's or a task's kind may leave out:
+    #   ask(form, batch) -> Reader
+    # does what dump() does, together with other kinds (migrate.kernel.asking). When its
+    # reader raises Unsaid, dump() has to be called.
+    #   must_look(source) -> bool
+    # says that this time no answer is to be trusted, and dump() has to be called.
     #   tell(record, there, remote, batch) -> Check
     # does what restore() does, together with others (migrate.kernel.telling). `there`
     # is what dump() says of the target, for a late kind; None for all others.

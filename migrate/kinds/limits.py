@@ -1,6 +1,6 @@
 """getrlimit(2): how much of each resource a process may use.
 
-read from   /proc/PID/limits
+read from   prlimit64(0, …), made by the process itself
 rebuilt by  prlimit64(0, …), made by the process itself
 
 They are set last: a limit may be lower than what the process already has, and then
@@ -15,7 +15,8 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from migrate.kernel import procfs, resource_limits
+from migrate.kernel import resource_limits
+from migrate.kernel.asking import asked
 from migrate.kernel.tasks import Limit
 from migrate.kernel.telling import told
 from migrate.kinds.kind import CannotCarry, Kind, Scope
@@ -23,6 +24,7 @@ from migrate.kinds.kind import CannotCarry, Kind, Scope
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from migrate.kernel.asking import Form, Reader
     from migrate.kernel.remote import Batch, Remote
     from migrate.kernel.telling import Check
     from migrate.kinds.kind import Source, Target
@@ -45,6 +47,7 @@ KIND = Kind(
     Limits,
     after=("interval_timers", "memory_layout", "pending_signals", "posix_timer"),
     late=True,
+    in_answers=True,
 )
 
 
@@ -54,9 +57,14 @@ def refuse(pid: Pid) -> list[str]:
 
 
 def dump(source: Source) -> Limits:
-    """Read /proc: prlimit(2) from outside may need a right."""
-    limits = procfs.limits(source.pid)
-    return Limits(tuple(limits[number] for number in range(resource_limits.COUNT)))
+    """Ask the process: prlimit(2) from outside may need a right."""
+    return asked(source.remote, ask)
+
+
+def ask(form: Form, batch: Batch) -> Reader[Limits]:
+    """Ask together with others."""
+    limits = resource_limits.ask(form, batch)
+    return lambda results: Limits(limits(results))
 
 
 def restore(record: Limits, target: Target) -> None:

@@ -19,8 +19,8 @@ from migrate.kinds.kind import CannotCarry, Kind, Scope
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from migrate.kernel.asking import Reader
-    from migrate.kernel.remote import Batch, Remote
+    from migrate.kernel.asking import Form, Reader
+    from migrate.kernel.remote import Batch
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid
 
@@ -35,7 +35,7 @@ class Membarrier:
     registrations: int  # MEMBARRIER_CMD_REGISTER_…, or'ed
 
 
-KIND = Kind("membarrier", 1, Scope.PROCESS, Membarrier)
+KIND = Kind("membarrier", 1, Scope.PROCESS, Membarrier, in_answers=True)
 
 
 def refuse(pid: Pid) -> list[str]:
@@ -48,14 +48,14 @@ def dump(source: Source) -> Membarrier | None:
     return asked(source.remote, ask)
 
 
-def ask(remote: Remote, batch: Batch) -> Reader[Membarrier | None]:
+def ask(form: Form, batch: Batch) -> Reader[Membarrier | None]:
     """Ask together with others."""
     at = batch.add("membarrier", _GET_REGISTRATIONS, 0, 0)
 
     def read(results: Sequence[int]) -> Membarrier | None:
         if results[at] in (-errno.EINVAL, -errno.ENOSYS):
             return None
-        registered = must(remote, "membarrier", results[at])
+        registered = must(form, "membarrier", results[at])
         return Membarrier(registered) if registered else None
 
     return read

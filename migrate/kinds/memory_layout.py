@@ -22,7 +22,7 @@ from migrate.kinds.kind import CannotCarry, Kind, Scope
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from migrate.kernel.asking import Reader
+    from migrate.kernel.asking import Form, Reader
     from migrate.kernel.remote import Batch, Remote
     from migrate.kernel.telling import Check
     from migrate.kinds.kind import Source, Target
@@ -61,20 +61,20 @@ def dump(source: Source) -> MemoryLayout:
     return asked(source.remote, ask)
 
 
-def ask(remote: Remote, batch: Batch) -> Reader[MemoryLayout]:
+def ask(form: Form, batch: Batch) -> Reader[MemoryLayout]:
     """Ask together with others."""
     at = batch.add("brk", 0)
 
     def read(results: Sequence[int]) -> MemoryLayout:
-        stat = procfs.stat(remote.pid)
+        stat = procfs.stat(form.pid)
         return MemoryLayout(
             code=stat.code,
             data=stat.data,
-            heap=(stat.brk_start, must(remote, "brk", results[at])),
+            heap=(stat.brk_start, must(form, "brk", results[at])),
             stack_start=stat.stack_start,
             arguments=stat.arguments,
             environment=stat.environment,
-            auxv=procfs.read(remote.pid, "auxv"),
+            auxv=procfs.read(form.pid, "auxv"),
         )
 
     return read

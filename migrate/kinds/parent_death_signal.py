@@ -23,7 +23,7 @@ from migrate.kinds.kind import Kind, Scope
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from migrate.kernel.asking import Reader
+    from migrate.kernel.asking import Form, Reader
     from migrate.kernel.remote import Batch, Remote
     from migrate.kernel.telling import Check
     from migrate.kinds.kind import Source, Target
@@ -49,6 +49,7 @@ KIND = Kind(
     # A change of credentials clears it (prctl(2)).
     after=("credentials",),
     late=True,
+    in_answers=True,
 )
 
 
@@ -62,14 +63,14 @@ def dump(source: Source, tid: Tid) -> ParentDeathSignal:
     return asked(source.remote.on(tid), ask)
 
 
-def ask(remote: Remote, batch: Batch) -> Reader[ParentDeathSignal]:
+def ask(form: Form, batch: Batch) -> Reader[ParentDeathSignal]:
     """Ask together with others."""
-    room = remote.space(4)
+    room = form.space(4)
     at = batch.add("prctl", _PR_GET_PDEATHSIG, room, 0, 0, 0)
 
     def read(results: Sequence[int]) -> ParentDeathSignal:
-        must(remote, "prctl", results[at])
-        return ParentDeathSignal(int.from_bytes(remote.read(room, 4), "little"))
+        must(form, "prctl", results[at])
+        return ParentDeathSignal(int.from_bytes(form.read(room, 4), "little"))
 
     return read
 

@@ -15,10 +15,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from migrate.kernel import procfs
+from migrate.kernel.asking import Unsaid, must
 from migrate.kernel.telling import all_must, nothing, told
 from migrate.kinds.kind import CannotCarry, Kind, Scope
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from migrate.kernel.asking import Form, Reader
     from migrate.kernel.remote import Batch, Remote
     from migrate.kernel.telling import Check
     from migrate.kinds.kind import Source, Target
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
 
 _SIGINFO_BYTES: Final = 128
 _SIGNAL_MAX: Final = 64
+_SET_BYTES: Final = 8
 _MASK: Final = re.compile(rb"^ShdPnd:\t([0-9a-f]{16})$", re.MULTILINE)
 
 
@@ -41,9 +46,11 @@ KIND = Kind(
     1,
     Scope.PROCESS,
     PendingSignals,
-    # An action that is set to SIG_IGN drops what is pending (POSIX, 2.4.3).
-    after=("signal_actions",),
+    # An action that is set to SIG_IGN drops what is pending (POSIX, 2.4.3). An alarm
+    # that goes off while all this is asked has to be in one of the two.
+    after=("signal_actions", "interval_timers"),
     late=True,
+    in_answers=True,
 )
 
 
@@ -70,6 +77,26 @@ def dump(source: Source) -> PendingSignals:
         if number not in queued
     ]
     return PendingSignals(tuple(infos))
+
+
+def ask(form: Form, batch: Batch) -> Reader[PendingSignals]:
+    """Ask together with others; what is in the queue only dump() can tell."""
+    room = form.space(_SET_BYTES)
+    at = batch.add("rt_sigpending", room, _SET_BYTES)
+
+    def read(results: Sequence[int]) -> PendingSignals:
+        must(form, "rt_sigpending", results[at])
+        # Of the process and of the thread alike; all are blocked in a batch.
+        if any(form.read(room, _SET_BYTES)):
+            raise Unsaid
+        return PendingSignals(())
+
+    return read
+
+
+def must_look(source: Source) -> bool:
+    """With timers: what they have sent is told of the moment of which they are told."""
+    return bool(source.timers.timers)
 
 
 def restore(record: PendingSignals, target: Target) -> None:

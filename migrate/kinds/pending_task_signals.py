@@ -12,10 +12,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from migrate.kernel import procfs
+from migrate.kernel.asking import Unsaid, must
 from migrate.kernel.telling import all_must, nothing, told
 from migrate.kinds.kind import CannotCarry, Kind, Scope
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from migrate.kernel.asking import Form, Reader
     from migrate.kernel.remote import Batch, Remote
     from migrate.kernel.telling import Check
     from migrate.kinds.kind import Source, Target
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
 
 _SIGINFO_BYTES: Final = 128
 _SIGNAL_MAX: Final = 64
+_SET_BYTES: Final = 8
 _MASK: Final = re.compile(rb"^SigPnd:\t([0-9a-f]{16})$", re.MULTILINE)
 
 
@@ -33,7 +38,14 @@ class PendingTaskSignals:
     infos: tuple[bytes, ...]
 
 
-KIND = Kind("pending_task_signals", 1, Scope.TASK, PendingTaskSignals, late=True)
+KIND = Kind(
+    "pending_task_signals",
+    1,
+    Scope.TASK,
+    PendingTaskSignals,
+    late=True,
+    in_answers=True,
+)
 
 
 def refuse(pid: Pid) -> list[str]:
@@ -59,6 +71,26 @@ def dump(source: Source, tid: Tid) -> PendingTaskSignals:
         if number not in queued
     ]
     return PendingTaskSignals(tuple(infos))
+
+
+def ask(form: Form, batch: Batch) -> Reader[PendingTaskSignals]:
+    """Ask together with others; what is in the queue only dump() can tell."""
+    room = form.space(_SET_BYTES)
+    at = batch.add("rt_sigpending", room, _SET_BYTES)
+
+    def read(results: Sequence[int]) -> PendingTaskSignals:
+        must(form, "rt_sigpending", results[at])
+        # Of the process and of the thread alike; all are blocked in a batch.
+        if any(form.read(room, _SET_BYTES)):
+            raise Unsaid
+        return PendingTaskSignals(())
+
+    return read
+
+
+def must_look(source: Source) -> bool:
+    """With timers: what they have sent is told of the moment of which they are told."""
+    return bool(source.timers.timers)
 
 
 def restore(record: PendingTaskSignals, target: Target, tid: Tid) -> None:

@@ -1,6 +1,6 @@
 """personality(2): the execution domain and its flags, one for each thread.
 
-read from   /proc/PID/task/TID/personality (hex)
+read from   personality(2), made by the thread itself
 rebuilt by  personality(2), made by the thread itself
 
 Late: READ_IMPLIES_EXEC and MMAP_PAGE_ZERO would change what restoring maps.
@@ -12,15 +12,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from migrate.kernel import procfs
+from migrate.kernel.asking import asked, must
 from migrate.kernel.telling import told, told_one
 from migrate.kinds.kind import Kind, Scope
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from migrate.kernel.asking import Form, Reader
     from migrate.kernel.remote import Batch, Remote
     from migrate.kernel.telling import Check
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid, Tid
 
+_ASK: Final = 0xFFFF_FFFF
 _DOMAIN: Final = 0xFF
 _CARRIED: Final = frozenset({0, 8})  # PER_LINUX; PER_LINUX32, for uname(2) only
 
@@ -32,7 +37,7 @@ class Personality:
     persona: int
 
 
-KIND = Kind("personality", 1, Scope.TASK, Personality, late=True)
+KIND = Kind("personality", 1, Scope.TASK, Personality, late=True, in_answers=True)
 
 
 def refuse(pid: Pid) -> list[str]:
@@ -46,8 +51,18 @@ def refuse(pid: Pid) -> list[str]:
 
 
 def dump(source: Source, tid: Tid) -> Personality:
-    """Read it."""
-    return Personality(_read(source.pid, tid))
+    """Ask the thread."""
+    return asked(source.remote.on(tid), ask)
+
+
+def ask(form: Form, batch: Batch) -> Reader[Personality]:
+    """Ask together with others."""
+    at = batch.add("personality", _ASK)
+
+    def read(results: Sequence[int]) -> Personality:
+        return Personality(must(form, "personality", results[at]))
+
+    return read
 
 
 def restore(record: Personality, target: Target, tid: Tid) -> None:

@@ -19,8 +19,8 @@ from migrate.kinds.kind import CannotCarry, Kind, Scope
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from migrate.kernel.asking import Reader
-    from migrate.kernel.remote import Batch, Remote
+    from migrate.kernel.asking import Form, Reader
+    from migrate.kernel.remote import Batch
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid
 
@@ -43,7 +43,7 @@ class ProcessFlags:
     memory_merge: bool
 
 
-KIND = Kind("process_flags", 1, Scope.PROCESS, ProcessFlags)
+KIND = Kind("process_flags", 1, Scope.PROCESS, ProcessFlags, in_answers=True)
 
 
 def refuse(pid: Pid) -> list[str]:
@@ -66,9 +66,9 @@ def dump(source: Source) -> ProcessFlags:
     return asked(source.remote, ask)
 
 
-def ask(remote: Remote, batch: Batch) -> Reader[ProcessFlags]:
+def ask(form: Form, batch: Batch) -> Reader[ProcessFlags]:
     """Ask together with others."""
-    subreaper = remote.space(4)
+    subreaper = form.space(4)
     first = batch.add("prctl", _PR_GET_CHILD_SUBREAPER, subreaper, 0, 0, 0)
     batch.add("prctl", _PR_GET_THP_DISABLE, 0, 0, 0, 0)
     batch.add("prctl", _PR_GET_MEMORY_MERGE, 0, 0, 0, 0)
@@ -77,15 +77,15 @@ def ask(remote: Remote, batch: Batch) -> Reader[ProcessFlags]:
     def read(results: Sequence[int]) -> ProcessFlags:
         # A kernel that does not know a switch answers EINVAL: then it is off.
         known, thp_disable, merge, mdwe = results[first : first + 4]
-        must(remote, "prctl", known)
+        must(form, "prctl", known)
         if mdwe > 0:
             raise CannotCarry(
                 KIND.name,
-                f"pid {remote.pid} has set PR_SET_MDWE, which cannot be carried.",
-                pid=remote.pid,
+                f"pid {form.pid} has set PR_SET_MDWE, which cannot be carried.",
+                pid=form.pid,
             )
         return ProcessFlags(
-            child_subreaper=int.from_bytes(remote.read(subreaper, 4), "little") != 0,
+            child_subreaper=int.from_bytes(form.read(subreaper, 4), "little") != 0,
             thp_disable=max(thp_disable, 0),
             memory_merge=merge > 0,
         )

@@ -1,6 +1,6 @@
 """set_robust_list(2): the list of locks that the kernel frees for a dead thread.
 
-read from   get_robust_list(2), from outside
+read from   get_robust_list(2), made by the thread itself
 rebuilt by  set_robust_list(2), made by the thread itself
 """
 
@@ -9,11 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from migrate.kernel import syscalls
+from migrate.kernel.asking import asked, must
 from migrate.kernel.telling import told, told_one
 from migrate.kinds.kind import Kind, Scope
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from migrate.kernel.asking import Form, Reader
     from migrate.kernel.remote import Batch, Remote
     from migrate.kernel.telling import Check
     from migrate.kinds.kind import Source, Target
@@ -30,7 +33,7 @@ class RobustList:
     head: int  # 0: none
 
 
-KIND = Kind("robust_list", 1, Scope.TASK, RobustList)
+KIND = Kind("robust_list", 1, Scope.TASK, RobustList, in_answers=True)
 
 
 def refuse(pid: Pid) -> list[str]:
@@ -39,11 +42,20 @@ def refuse(pid: Pid) -> list[str]:
 
 
 def dump(source: Source, tid: Tid) -> RobustList:
-    """Ask the kernel; who may trace the thread may."""
-    words = bytearray(2 * _WORD_BYTES)
-    head = syscalls.address_of(words)
-    syscalls.raw("get_robust_list", tid, head, head + _WORD_BYTES, pid=source.pid)
-    return RobustList(int.from_bytes(words[:_WORD_BYTES], "little"))
+    """Ask the thread."""
+    return asked(source.remote.on(tid), ask)
+
+
+def ask(form: Form, batch: Batch) -> Reader[RobustList]:
+    """Ask together with others."""
+    head = form.space(2 * _WORD_BYTES)
+    at = batch.add("get_robust_list", 0, head, head + _WORD_BYTES)
+
+    def read(results: Sequence[int]) -> RobustList:
+        must(form, "get_robust_list", results[at])
+        return RobustList(int.from_bytes(form.read(head, _WORD_BYTES), "little"))
+
+    return read
 
 
 def restore(record: RobustList, target: Target, tid: Tid) -> None:

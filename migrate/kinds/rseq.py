@@ -14,12 +14,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from migrate.kernel.asking import asked
 from migrate.kernel.telling import all_must, told
 from migrate.kinds.kind import Kind, Scope
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from migrate.kernel.asking import Form, Reader
     from migrate.kernel.remote import Batch, Remote
     from migrate.kernel.telling import Check
     from migrate.kinds.kind import Source, Target
@@ -42,7 +44,7 @@ class Rseq:
     sequence: bytes
 
 
-KIND = Kind("rseq", 1, Scope.TASK, Rseq, late=True)
+KIND = Kind("rseq", 1, Scope.TASK, Rseq, late=True, in_answers=True)
 
 
 def refuse(pid: Pid) -> list[str]:
@@ -52,26 +54,27 @@ def refuse(pid: Pid) -> list[str]:
 
 def dump(source: Source, tid: Tid) -> Rseq:
     """Ask ptrace for the registration and read the sequence's pointer."""
-    found = source.tracee.rseq(tid)
-    if found is None:
-        return Rseq(0, 0, 0, 0, _NO_SEQUENCE)
-    sequence = source.tracee.memory.read(
-        found.pointer + _SEQUENCE_OFFSET, _SEQUENCE_BYTES
-    )
-    return Rseq(found.pointer, found.size, found.signature, found.flags, sequence)
+    return asked(source.remote.on(tid), ask)
+
+
+def ask(form: Form, batch: Batch) -> Reader[Rseq]:
+    """Ask together with others."""
+    form.look_at_facts()
+
+    def read(results: Sequence[int]) -> Rseq:
+        facts = form.facts
+        if facts.rseq is None:
+            return Rseq(0, 0, 0, 0, _NO_SEQUENCE)
+        return Rseq(*facts.rseq, facts.sequence.to_bytes(_SEQUENCE_BYTES, "little"))
+
+    return read
 
 
 def restore(record: Rseq, target: Target, tid: Tid) -> None:
     """Register the same area, after giving up another that is registered."""
-    found = target.tracee.rseq(tid)
-    there = (
-        Rseq(found.pointer, found.size, found.signature, found.flags, _NO_SEQUENCE)
-        if found
-        else None
-    )
-    told(
-        target.remote.on(tid), lambda remote, batch: tell(record, there, remote, batch)
-    )
+    remote = target.remote.on(tid)
+    there = asked(remote, ask)
+    told(remote, lambda remote, batch: tell(record, there, remote, batch))
 
 
 def tell(record: Rseq, there: Rseq | None, remote: Remote, batch: Batch) -> Check:

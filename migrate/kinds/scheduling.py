@@ -1,6 +1,6 @@
 """sched_setattr(2): policy, nice value, real-time priority, deadline, clamps.
 
-read from   sched_getattr(2), from outside
+read from   sched_getattr(2), made by the thread itself
 rebuilt by  sched_setattr(2), made by the thread with its own rights
 
 Not carried: a slice of its own under SCHED_OTHER and SCHED_BATCH, which the kernel
@@ -15,12 +15,15 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from migrate.kernel import syscalls
+from migrate.kernel.asking import asked, must
 from migrate.kernel.remote import RemoteError
 from migrate.kinds.kind import CannotCarry, Kind, Scope
 
 if TYPE_CHECKING:
-    from migrate.kernel.remote import Remote
+    from collections.abc import Sequence
+
+    from migrate.kernel.asking import Form, Reader
+    from migrate.kernel.remote import Batch
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid, Tid
 
@@ -48,7 +51,7 @@ class Scheduling:
     util_max: int
 
 
-KIND = Kind("scheduling", 1, Scope.TASK, Scheduling)
+KIND = Kind("scheduling", 1, Scope.TASK, Scheduling, in_answers=True)
 
 
 def refuse(pid: Pid) -> list[str]:
@@ -57,11 +60,20 @@ def refuse(pid: Pid) -> list[str]:
 
 
 def dump(source: Source, tid: Tid) -> Scheduling:
-    """Ask the kernel; anybody may."""
-    attributes = bytearray(_SCHED_ATTR.size)
-    pointer = syscalls.address_of(attributes)
-    syscalls.raw("sched_getattr", tid, pointer, len(attributes), 0, pid=source.pid)
-    return _scheduling(attributes)
+    """Ask the thread."""
+    return asked(source.remote.on(tid), ask)
+
+
+def ask(form: Form, batch: Batch) -> Reader[Scheduling]:
+    """Ask together with others."""
+    room = form.space(_SCHED_ATTR.size)
+    at = batch.add("sched_getattr", 0, room, _SCHED_ATTR.size, 0)
+
+    def read(results: Sequence[int]) -> Scheduling:
+        must(form, "sched_getattr", results[at])
+        return _scheduling(form.read(room, _SCHED_ATTR.size))
+
+    return read
 
 
 def restore(record: Scheduling, target: Target, tid: Tid) -> None:
@@ -71,7 +83,7 @@ def restore(record: Scheduling, target: Target, tid: Tid) -> None:
         CannotCarry: it runs by a policy that its owner may not have there.
     """
     remote = target.remote.on(tid)
-    there = _own(remote)
+    there = asked(remote, ask)
     if record == there:
         return
     flags = record.flags & ~_FLAG_UTIL_CLAMPS
@@ -109,14 +121,7 @@ def restore(record: Scheduling, target: Target, tid: Tid) -> None:
         ) from error
 
 
-def _own(remote: Remote) -> Scheduling:
-    remote.reset()
-    room = remote.space(_SCHED_ATTR.size)
-    remote.syscall("sched_getattr", 0, room, _SCHED_ATTR.size, 0)
-    return _scheduling(remote.read(room, _SCHED_ATTR.size))
-
-
-def _scheduling(attributes: bytes | bytearray) -> Scheduling:
+def _scheduling(attributes: bytes) -> Scheduling:
     record = Scheduling(*_SCHED_ATTR.unpack(attributes)[1:])
     if record.policy == _SCHED_DEADLINE:
         return record

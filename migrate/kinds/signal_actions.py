@@ -17,7 +17,7 @@ from migrate.kinds.kind import Kind, Scope
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from migrate.kernel.asking import Reader
+    from migrate.kernel.asking import Form, Reader
     from migrate.kernel.remote import Batch, Remote
     from migrate.kernel.telling import Check
     from migrate.kinds.kind import Source, Target
@@ -49,7 +49,7 @@ class SignalActions:
     actions: tuple[SignalAction, ...]
 
 
-KIND = Kind("signal_actions", 1, Scope.PROCESS, SignalActions)
+KIND = Kind("signal_actions", 1, Scope.PROCESS, SignalActions, in_answers=True)
 
 
 def refuse(pid: Pid) -> list[str]:
@@ -62,9 +62,9 @@ def dump(source: Source) -> SignalActions:
     return asked(source.remote, ask)
 
 
-def ask(remote: Remote, batch: Batch) -> Reader[SignalActions]:
+def ask(form: Form, batch: Batch) -> Reader[SignalActions]:
     """Ask together with others."""
-    table = remote.space(_ACTION.size * len(_SETTABLE))
+    table = form.space(_ACTION.size * len(_SETTABLE))
     places = [
         batch.add("rt_sigaction", number, 0, table + row * _ACTION.size, _MASK_BYTES)
         for row, number in enumerate(_SETTABLE)
@@ -72,8 +72,8 @@ def ask(remote: Remote, batch: Batch) -> Reader[SignalActions]:
 
     def read(results: Sequence[int]) -> SignalActions:
         for at in places:
-            must(remote, "rt_sigaction", results[at])
-        rows = _ACTION.iter_unpack(remote.read(table, _ACTION.size * len(_SETTABLE)))
+            must(form, "rt_sigaction", results[at])
+        rows = _ACTION.iter_unpack(form.read(table, _ACTION.size * len(_SETTABLE)))
         return SignalActions(
             tuple(
                 SignalAction(number, *row)

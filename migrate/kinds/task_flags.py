@@ -21,8 +21,8 @@ from migrate.kinds.kind import CannotCarry, Kind, Scope
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from migrate.kernel.asking import Reader
-    from migrate.kernel.remote import Batch, Remote
+    from migrate.kernel.asking import Form, Reader
+    from migrate.kernel.remote import Batch
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid, Tid
 
@@ -56,7 +56,7 @@ class TaskFlags:
     speculation: tuple[int, int, int]  # PR_SPEC_… of each; 0: it may not choose
 
 
-KIND = Kind("task_flags", 1, Scope.TASK, TaskFlags)
+KIND = Kind("task_flags", 1, Scope.TASK, TaskFlags, in_answers=True)
 
 
 def refuse(pid: Pid) -> list[str]:
@@ -129,9 +129,9 @@ def _judge(results: dict[str, int], tid: Tid) -> None:
         )
 
 
-def ask(remote: Remote, batch: Batch) -> Reader[TaskFlags]:
+def ask(form: Form, batch: Batch) -> Reader[TaskFlags]:
     """Ask together with others."""
-    tsc = remote.space(4)
+    tsc = form.space(4)
     first = batch.add("prctl", _PR_GET_TSC, tsc, 0, 0, 0)
     batch.add("arch_prctl", _ARCH_GET_CPUID, 0)
     batch.add("prctl", _PR_MCE_KILL_GET, 0, 0, 0, 0)
@@ -147,7 +147,7 @@ def ask(remote: Remote, batch: Batch) -> Reader[TaskFlags]:
             for value in speculation
         )
         return TaskFlags(
-            tsc=int.from_bytes(remote.read(tsc, 4), "little"),
+            tsc=int.from_bytes(form.read(tsc, 4), "little"),
             cpuid=cpuid != 0,
             mce_kill=mce_kill if mce_kill >= 0 else _MCE_KILL_DEFAULT,
             io_flusher=io_flusher == 1,

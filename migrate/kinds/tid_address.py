@@ -16,7 +16,7 @@ from migrate.kinds.kind import Kind, Scope
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from migrate.kernel.asking import Reader
+    from migrate.kernel.asking import Form, Reader
     from migrate.kernel.remote import Batch, Remote
     from migrate.kernel.telling import Check
     from migrate.kinds.kind import Source, Target
@@ -33,7 +33,7 @@ class TidAddress:
     pointer: int  # 0: none
 
 
-KIND = Kind("tid_address", 1, Scope.TASK, TidAddress)
+KIND = Kind("tid_address", 1, Scope.TASK, TidAddress, in_answers=True)
 
 
 def refuse(pid: Pid) -> list[str]:
@@ -46,14 +46,14 @@ def dump(source: Source, tid: Tid) -> TidAddress:
     return asked(source.remote.on(tid), ask)
 
 
-def ask(remote: Remote, batch: Batch) -> Reader[TidAddress]:
+def ask(form: Form, batch: Batch) -> Reader[TidAddress]:
     """Ask together with others."""
-    room = remote.space(_WORD_BYTES)
+    room = form.space(_WORD_BYTES)
     at = batch.add("prctl", _PR_GET_TID_ADDRESS, room, 0, 0, 0)
 
     def read(results: Sequence[int]) -> TidAddress:
-        must(remote, "prctl", results[at])
-        return TidAddress(int.from_bytes(remote.read(room, _WORD_BYTES), "little"))
+        must(form, "prctl", results[at])
+        return TidAddress(int.from_bytes(form.read(room, _WORD_BYTES), "little"))
 
     return read
 

@@ -18,7 +18,7 @@ from migrate.kinds.kind import Kind, Scope
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from migrate.kernel.asking import Reader
+    from migrate.kernel.asking import Form, Reader
     from migrate.kernel.remote import Batch, Remote
     from migrate.kernel.telling import Check
     from migrate.kinds.kind import Source, Target
@@ -35,7 +35,9 @@ class TimerSlack:
     slack_ns: int  # 0: it is scheduled in real time, and has none
 
 
-KIND = Kind("timer_slack", 1, Scope.TASK, TimerSlack, after=("scheduling",))
+KIND = Kind(
+    "timer_slack", 1, Scope.TASK, TimerSlack, after=("scheduling",), in_answers=True
+)
 
 
 def refuse(pid: Pid) -> list[str]:
@@ -48,12 +50,12 @@ def dump(source: Source, tid: Tid) -> TimerSlack:
     return asked(source.remote.on(tid), ask)
 
 
-def ask(remote: Remote, batch: Batch) -> Reader[TimerSlack]:
+def ask(form: Form, batch: Batch) -> Reader[TimerSlack]:
     """Ask together with others."""
     at = batch.add("prctl", _PR_GET_TIMERSLACK, 0, 0, 0, 0)
 
     def read(results: Sequence[int]) -> TimerSlack:
-        return TimerSlack(must(remote, "prctl", results[at]))
+        return TimerSlack(must(form, "prctl", results[at]))
 
     return read
 

@@ -19,8 +19,8 @@ from migrate.kinds.kind import CannotCarry, Kind, Scope
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from migrate.kernel.asking import Reader
-    from migrate.kernel.remote import Batch, Remote
+    from migrate.kernel.asking import Form, Reader
+    from migrate.kernel.remote import Batch
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid, Tid
 
@@ -34,7 +34,7 @@ class UnusualModes:
     """Nothing travels."""
 
 
-KIND = Kind("unusual_modes", 1, Scope.TASK, UnusualModes)
+KIND = Kind("unusual_modes", 1, Scope.TASK, UnusualModes, in_answers=True)
 
 
 def refuse(pid: Pid) -> list[str]:
@@ -51,25 +51,26 @@ def dump(source: Source, tid: Tid) -> None:
     asked(source.remote.on(tid), ask)
 
 
-def ask(remote: Remote, batch: Batch) -> Reader[None]:
+def ask(form: Form, batch: Batch) -> Reader[None]:
     """Ask together with others."""
-    mode = remote.space(4)
-    segment = remote.space(_LDT_ENTRY_BYTES)
+    mode = form.space(4)
+    segment = form.space(_LDT_ENTRY_BYTES)
     ldt = batch.add("modify_ldt", _LDT_READ, segment, _LDT_ENTRY_BYTES)
     policy = batch.add("get_mempolicy", mode, 0, 0, 0, 0)
+    form.look_at_facts()
 
     def read(results: Sequence[int]) -> None:
         # A kernel without the call (ENOSYS) has nothing to be asked for.
         if results[ldt] > 0:
-            raise _refused(remote, "segments of its own (modify_ldt(2))")
-        in_force = int.from_bytes(remote.read(mode, 4), "little")
+            raise _refused(form, "segments of its own (modify_ldt(2))")
+        in_force = int.from_bytes(form.read(mode, 4), "little")
         if results[policy] == 0 and in_force != _MPOL_DEFAULT:
-            raise _refused(remote, "a NUMA policy (set_mempolicy(2))")
-        if remote.dispatches_syscalls():
+            raise _refused(form, "a NUMA policy (set_mempolicy(2))")
+        if form.facts.dispatches_syscalls:
             what = "system call user dispatch (PR_SET_SYSCALL_USER_DISPATCH)"
-            raise _refused(remote, what)
-        if remote.has_io_ports():
-            raise _refused(remote, "rights to I/O ports (ioperm(2), iopl(2))")
+            raise _refused(form, what)
+        if form.facts.has_io_ports:
+            raise _refused(form, "rights to I/O ports (ioperm(2), iopl(2))")
 
     return read
 
@@ -78,10 +79,10 @@ def restore(record: UnusualModes, target: Target, tid: Tid) -> None:
     """There is nothing to restore."""
 
 
-def _refused(remote: Remote, what: str) -> CannotCarry:
+def _refused(form: Form, what: str) -> CannotCarry:
     return CannotCarry(
         KIND.name,
-        f"Thread {remote.tid} of pid {remote.pid} has {what}, which cannot be carried "
+        f"Thread {form.tid} of pid {form.pid} has {what}, which cannot be carried "
         "(see docs/kinds.md).",
-        pid=remote.pid,
+        pid=form.pid,
     )

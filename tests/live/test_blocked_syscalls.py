@@ -16,11 +16,11 @@ from pathlib import Path
 from migrate.kernel import procfs, timer_list
 from migrate.kernel.blocked_syscalls import (
     ERESTART_RESTARTBLOCK,
-    Sleepers,
     TimedCall,
-    remake_restart_block,
+    remake_restart_blocks,
 )
 from migrate.kernel.remote import Remote
+from migrate.kernel.sleepers import Sleepers
 from migrate.kernel.tracee import Registers, Tracee
 from precopy.ids import Pid, Tid
 from tests.live.scenarios.harness import Ready, Scenario, tell_moved
@@ -47,9 +47,9 @@ def stopped(
     sleepers.look()
     tracee = Tracee.seize(pid)
     try:
-        yield tracee, sleepers.remaining(tracee)
+        yield tracee, sleepers.spare(tracee)
     finally:
-        tracee.detach(cure=sleepers.cure)
+        tracee.detach()
 
 
 def fall_asleep(pid: Pid) -> None:
@@ -130,10 +130,19 @@ def half(remote: Remote, tracee: Tracee, tid: Tid, call: TimedCall | None) -> Re
         return registers
     now_ns = time.monotonic_ns()
     other = TimedCall(NANOSLEEP, now_ns + 5 * 10**9, exact=True)
-    remake_restart_block(remote, tracee, replace(registers, rsi=0), other)
+    remake(remote, tracee, replace(registers, rsi=0), other)
     remote.reset()
     mine = replace(call, until_ns=now_ns + call.remaining_ns // 2)
-    return remake_restart_block(remote, tracee, registers, mine)
+    return remake(remote, tracee, registers, mine)
+
+
+def remake(
+    remote: Remote, tracee: Tracee, registers: Registers, call: TimedCall | None
+) -> Registers:
+    """One restart block, that of the thread that ``remote`` is of."""
+    slept = [(remote.tid, registers.to_bytes(), call)]
+    (resumed,) = remake_restart_blocks(remote, tracee, slept)
+    return Registers.from_bytes(resumed)
 
 
 def test_a_sleep_that_ended_meanwhile_is_over(tmp_path: Path) -> None:
@@ -145,9 +154,7 @@ def test_a_sleep_that_ended_meanwhile_is_over(tmp_path: Path) -> None:
             tid = next(t for t, c in calls.items() if c.number == POLL and c.until_ns)
             past = replace(calls[tid], until_ns=time.monotonic_ns() - 1)
             with tracee.remote() as remote:
-                over = remake_restart_block(
-                    remote.on(tid), tracee, tracee.registers(tid), past
-                )
+                over = remake(remote.on(tid), tracee, tracee.registers(tid), past)
             tracee.set_registers(tid, over)
             # To the entry of restart_syscall, if need be, and out of it.
             while tracee.registers(tid).rax:
@@ -166,9 +173,7 @@ def test_a_call_that_is_over_at_once_gives_its_result(tmp_path: Path) -> None:
             registers = tracee.registers(tid)
             tracee.memory.write(registers.rdi, b"\1\0\0\0")
             with tracee.remote() as remote:
-                over = remake_restart_block(
-                    remote.on(tid), tracee, registers, calls[tid]
-                )
+                over = remake(remote.on(tid), tracee, registers, calls[tid])
             assert over.error == errno.EAGAIN
             assert over.rip == registers.rip
 
@@ -180,5 +185,5 @@ def test_a_call_that_nobody_knows_sees_EINTR(tmp_path: Path) -> None:
             tid = next(t for t, c in calls.items() if c.number == CLOCK_NANOSLEEP)
             registers = tracee.registers(tid)
             with tracee.remote() as remote:
-                unknown = remake_restart_block(remote.on(tid), tracee, registers, None)
+                unknown = remake(remote.on(tid), tracee, registers, None)
             assert unknown.error == errno.EINTR

@@ -16,7 +16,7 @@ import pytest
 
 from migrate.brake import Brake
 from migrate.kernel import probes
-from migrate.kernel.blocked_syscalls import Sleepers
+from migrate.kernel.sleepers import Sleepers
 from precopy.address_space import AddressSpace, AddressSpaceChange, Vma
 from precopy.ids import PAGE_BYTES, Pid
 from precopy.page_set import PageSet

@@ -12,7 +12,6 @@ LINES_MAX: Final = 500
 
 # A file that is longer, and why its length is one idea.
 LONG: Final[dict[str, str]] = {
-    "migrate/kernel/blocked_syscalls.py": "its second idea, Sleepers, is to move out",
 }
 
 # Who may catch whatever comes, and what becomes of it.

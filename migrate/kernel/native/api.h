@@ -10,13 +10,27 @@ struct remote_call {
     int64_t result;
 };
 
-// Where things lie in the tracee: the injected code, the table it walks, and
-// the signal frame with the tracee's true registers (see inject.c).
+// Where things lie in the tracee: the injected code, the table it walks, the signal
+// frame with the tracee's true registers (see inject.c), what calls point to, and room
+// for what they write.
 struct workbench {
     uint64_t code;
     uint64_t table;
     uint64_t frame;
-    uint64_t calls_max;
+    uint64_t arguments;
+    uint64_t space;
+    uint32_t calls_max;
+    int32_t done_signal; // by which the injected code says that it is through
+};
+
+// What one of many tasks is to do: `count` calls from the place `first` on, and the
+// bytes at `data` that they point to.
+struct order {
+    int32_t tid;
+    uint32_t first;
+    uint32_t count;
+    uint32_t data;
+    uint32_t data_bytes;
 };
 
 // user_regs_struct of <sys/user.h>, as 27 words in the kernel's order.
@@ -30,6 +44,16 @@ struct rseq_configuration {
     uint32_t signature;
     uint32_t flags;
     uint32_t padding;
+};
+
+// What ptrace(2) and kcmp(2) tell of a task that it cannot be asked itself.
+struct task_facts {
+    struct rseq_configuration rseq;
+    uint64_t sequence;  // struct rseq's rseq_cs; 0 without a registration
+    int32_t dispatches; // whether its system calls are dispatched to itself
+    int32_t ports;      // whether it may use I/O ports
+    int32_t shares_fs;  // whether it has the leader's root, directory and umask
+    int32_t padding;
 };
 
 // What a batch came back with besides its results.
@@ -88,31 +112,40 @@ int tracee_get_mask(int tid, uint64_t *mask);
 int tracee_set_mask(int tid, uint64_t mask);
 int tracee_get_rseq(int tid, struct rseq_configuration *configuration);
 int tracee_peek_signals(int tid, uint64_t offset, int shared, int count, void *infos);
-// 1 or 0: whether the task has its system calls dispatched to itself
-// (PR_SET_SYSCALL_USER_DISPATCH), and whether it may use I/O ports.
-int tracee_dispatches(int tid);
-int tracee_has_ports(int tid);
 // For each of count tasks: registers, mask and XSAVE image. The image i begins at
 // xstates + i * xstate_stride; its true size goes to sizes[i].
 int tasks_read(const int *tids, int count, struct task_registers *registers,
                uint64_t *masks, void *xstates, uint32_t xstate_stride,
                uint32_t *sizes);
+int tasks_registers(const int *tids, int count, struct task_registers *registers);
+// Here the images lie one behind the other.
 int tasks_write(const int *tids, int count, const struct task_registers *registers,
-                const uint64_t *masks, const void *xstates, uint32_t xstate_stride,
-                const uint32_t *sizes);
+                const uint64_t *masks, const void *xstates, const uint32_t *sizes);
+// Have each task issue the call that its registers are at, and break it off before it
+// sleeps; the registers become those it came back with. -EPROTO: one stopped elsewhere,
+// its status is not 0.
+int tasks_break_off(const int *tids, int count, struct task_registers *registers,
+                    int *statuses);
+// Of a stopped thread of the stopped process `pid`.
+int task_look(int pid, int tid, struct task_facts *facts);
 
 // inject.c
-int64_t inject_step(int tid, uint64_t instruction, const struct remote_call *call,
-                    int64_t *result);
+int inject_step(int tid, uint64_t instruction, struct remote_call *call,
+                uint64_t *deferred_signals);
 uint32_t inject_code_size(void);
 void inject_code(void *destination);
-uint32_t inject_frame_size(void);
-int inject_frame(void *destination, uint64_t address,
-                 const struct task_registers *registers, const void *xstate,
-                 uint32_t xstate_size, uint64_t mask);
 int inject_batch(int pid, int tid, const struct workbench *bench,
-                 struct remote_call *calls, uint32_t count, int done_signal,
-                 int *born, uint32_t born_max, struct batch_outcome *outcome);
+                 struct remote_call *calls, uint32_t count, const void *data,
+                 uint32_t data_bytes, int *born, uint32_t born_max,
+                 struct batch_outcome *outcome);
+int inject_questions(int pid, const int *tids, uint32_t tid_count,
+                     const struct workbench *bench, const struct remote_call *calls,
+                     uint32_t count, const void *data, uint32_t data_bytes,
+                     uint32_t space_bytes, void *answers, uint32_t stride,
+                     uint64_t *deferred_signals);
+int inject_orders(int pid, const struct order *orders, uint32_t order_count,
+                  const struct workbench *bench, struct remote_call *calls,
+                  const char *data, uint64_t *deferred_signals);
 
 // skeleton.c
 int skeleton_spawn(const struct skeleton_plan *plan, struct skeleton_birth *birth);

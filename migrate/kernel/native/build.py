@@ -8,7 +8,7 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 API = HERE / "api.h"
-SOURCES = ("ptrace.c", "inject.c", "skeleton.c", "abi_check.c")
+SOURCES = ("ptrace.c", "inject.c", "frame.c", "skeleton.c", "abi_check.c")
 
 # setuptools wants sources relative to setup.py; a build on its own, by
 # `python migrate/kernel/native/build.py`, happens in a scratch folder.
@@ -20,7 +20,7 @@ ffibuilder.set_source(
     "migrate.kernel._native",
     '#include <stddef.h>\n#include <stdint.h>\n#include "api.h"',
     sources=[str(WHERE / name) for name in SOURCES],
-    depends=[str(WHERE / "api.h")],
+    depends=[str(WHERE / name) for name in ("api.h", "frame.h")],
     include_dirs=[str(HERE)],
     # One name for the module, whether pip or a hand built it.
     py_limited_api=False,

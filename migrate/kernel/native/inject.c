@@ -10,28 +10,30 @@
 // registers, vector state and signal mask. It comes out where it was interrupted.
 //
 // Why the end is a signal: the tracee must stop there when it is traced and must
-// not notice anything when it is not. The last call of each table is a tgkill(2)
-// of itself with a signal that it neither handles nor lets through to a default
+// not notice anything when it is not. After the table the code sends the task, by
+// tgkill(2), a signal that it neither handles nor lets through to a default
 // action (signal(7): SIGURG, SIGWINCH and SIGCHLD are ignored by default). A
 // traced task stops before delivery even of an ignored signal (ptrace(2),
 // "Signal-delivery-stop"); an untraced one never sees it. A breakpoint
 // instruction would kill an untraced one.
 
 #define _GNU_SOURCE
-#include <cpuid.h>
 #include <errno.h>
 #include <linux/ptrace.h>
 #include <signal.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "api.h"
+#include "frame.h"
 
-// rbx: the next call, r12: calls left, r13: stack pointer for rt_sigreturn.
+// rbx: the next call, r12: calls left, r13: stack pointer for rt_sigreturn,
+// rbp: the signal that ends it. Ids are asked for here, for they have to be those of
+// the task's own pid namespace.
 __asm__(".pushsection .rodata\n"
         "injected_begin:\n"
         "1: mov (%rbx), %rax\n"
@@ -46,36 +48,26 @@ __asm__(".pushsection .rodata\n"
         "   add $64, %rbx\n"
         "   dec %r12\n"
         "   jnz 1b\n"
+        "   mov $39, %eax\n" // __NR_getpid
+        "   syscall\n"
+        "   mov %rax, %r14\n"
+        "   mov $186, %eax\n" // __NR_gettid
+        "   syscall\n"
+        "   mov %r14, %rdi\n"
+        "   mov %rax, %rsi\n"
+        "   mov %rbp, %rdx\n"
+        "   mov $234, %eax\n" // __NR_tgkill
+        "   syscall\n"
+        "injected_done:\n"
         "   mov %r13, %rsp\n"
         "   mov $15, %eax\n" // __NR_rt_sigreturn
         "   syscall\n"
         "   ud2\n"
         "injected_end:\n"
         ".popsection\n");
-extern const char injected_begin[], injected_end[];
+extern const char injected_begin[], injected_done[], injected_end[];
 
-enum word { // indices into task_registers, as in user_regs_struct
-    R15, R14, R13, R12, RBP, RBX, R11, R10, R9, R8, RAX, RCX, RDX, RSI, RDI,
-    ORIG_RAX, RIP, CS, EFLAGS, RSP, SS, FS_BASE, GS_BASE, DS, ES, FS, GS,
-};
 
-enum {
-    SYSCALL_INSTRUCTION_BYTES = 2,
-    // include/linux/errno.h: never seen by programs, but by tracers.
-    ERESTARTSYS_ = 512,
-    ERESTARTNOINTR_ = 513,
-    ERESTARTNOHAND_ = 514,
-    ERESTART_RESTARTBLOCK_ = 516,
-    EFLAGS_TRAP = 0x100,
-    EFLAGS_DIRECTION = 0x400,
-    FRAME_FPSTATE_OFFSET = 1024, // behind the frame, 64-byte aligned in a page
-    XSTATE_SW_OFFSET = 464,      // arch/x86/include/uapi/asm/sigcontext.h
-    XSTATE_HEADER_END = 576,
-};
-
-#define FP_XSTATE_MAGIC1_ 0x46505853U
-#define FP_XSTATE_MAGIC2_ 0x46505845U
-#define XFEATURES_AMX 0x60000ULL // XTILECFG and XTILEDATA
 
 static long trace(long request, int tid, void *address, void *data)
 {
@@ -83,17 +75,74 @@ static long trace(long request, int tid, void *address, void *data)
     return r < 0 ? -errno : r;
 }
 
+static int set_registers(int tid, const struct task_registers *registers, uint64_t mask)
+{
+    int e = tracee_set_registers(tid, registers);
+    return e < 0 ? e : tracee_set_mask(tid, mask);
+}
+
+// Single steps until the one over the call has been taken.
+static int step_over(int tid)
+{
+    for (;;) {
+        int e = trace(PTRACE_SINGLESTEP, tid, NULL, NULL);
+        if (e < 0)
+            return e;
+        int status;
+        e = tracee_wait(tid, &status);
+        if (e < 0)
+            return e;
+        if (!WIFSTOPPED(status))
+            return -ESRCH;
+        if (WSTOPSIG(status) == SIGTRAP && status >> 16 == 0)
+            return 0;
+        if (WSTOPSIG(status) == SIGSEGV || WSTOPSIG(status) == SIGILL)
+            return -EFAULT;
+    }
+}
+
+// Have the task stopped because we ask, and not for the trap of a step: a task whose
+// tracer dies gets the signal that it has stopped for, and SIGTRAP would be the end of
+// it. The stop that is asked for here is taken before the task comes to its next
+// instruction. Signals that come first are held back.
+static int rest(int tid, uint64_t *deferred_signals)
+{
+    int e = tracee_interrupt(tid);
+    while (e >= 0) {
+        e = tracee_continue(tid, 0);
+        if (e < 0)
+            break;
+        int status;
+        e = tracee_wait(tid, &status);
+        if (e < 0)
+            break;
+        if (!WIFSTOPPED(status))
+            return -ESRCH;
+        if (status >> 16 == PTRACE_EVENT_STOP)
+            return 0;
+        if (status >> 16 == 0 && WSTOPSIG(status) != SIGTRAP)
+            *deferred_signals |= 1ULL << (WSTOPSIG(status) - 1);
+    }
+    return e;
+}
+
 // One system call by a single step over a `syscall` instruction that the tracee
 // already has (the vdso has one). This is how the workbench gets there and how
-// it is taken away; in between the injected code does the work. The caller puts
-// the registers back.
-int64_t inject_step(int tid, uint64_t instruction, const struct remote_call *call,
-                    int64_t *result)
+// it is taken away; in between the injected code does the work. Registers and mask
+// are the task's own again afterwards.
+int inject_step(int tid, uint64_t instruction, struct remote_call *call,
+                uint64_t *deferred_signals)
 {
-    struct task_registers r;
-    int e = tracee_get_registers(tid, &r);
+    struct task_registers own, r;
+    uint64_t mask;
+    int e = tracee_get_registers(tid, &own);
+    if (e >= 0)
+        e = tracee_get_mask(tid, &mask);
+    if (e >= 0)
+        e = tracee_set_mask(tid, ~0ULL);
     if (e < 0)
         return e;
+    r = own;
     r.words[RIP] = instruction;
     r.words[RAX] = call->number;
     // -1: the restart logic must not take this for an interrupted call.
@@ -106,28 +155,14 @@ int64_t inject_step(int tid, uint64_t instruction, const struct remote_call *cal
     r.words[R9] = call->arguments[5];
     r.words[EFLAGS] &= ~(uint64_t)(EFLAGS_TRAP | EFLAGS_DIRECTION);
     e = tracee_set_registers(tid, &r);
-    if (e < 0)
-        return e;
-    for (;;) {
-        e = trace(PTRACE_SINGLESTEP, tid, NULL, NULL);
-        if (e < 0)
-            return e;
-        int status;
-        e = tracee_wait(tid, &status);
-        if (e < 0)
-            return e;
-        if (!WIFSTOPPED(status))
-            return -ESRCH;
-        if (WSTOPSIG(status) == SIGTRAP && status >> 16 == 0)
-            break;
-        if (WSTOPSIG(status) == SIGSEGV || WSTOPSIG(status) == SIGILL)
-            return -EFAULT;
-    }
-    e = tracee_get_registers(tid, &r);
-    if (e < 0)
-        return e;
-    *result = r.words[RAX];
-    return 0;
+    int stepped = e < 0 ? e : step_over(tid);
+    if (stepped >= 0)
+        stepped = tracee_get_registers(tid, &r);
+    call->result = r.words[RAX];
+    e = set_registers(tid, &own, mask);
+    if (stepped < 0)
+        return stepped;
+    return e < 0 ? e : rest(tid, deferred_signals);
 }
 
 uint32_t inject_code_size(void)
@@ -140,127 +175,9 @@ void inject_code(void *destination)
     memcpy(destination, injected_begin, inject_code_size());
 }
 
-// Size of the standard-format XSAVE area for these features (CPUID leaf 0xd).
-static uint32_t xstate_bytes(uint64_t features)
-{
-    uint32_t bytes = XSTATE_HEADER_END;
-    for (int i = 2; i < 63; i++) {
-        if (!(features >> i & 1))
-            continue;
-        uint32_t size, offset, c, d;
-        __cpuid_count(0xd, i, size, offset, c, d);
-        if (size && offset + size > bytes)
-            bytes = offset + size;
-    }
-    return bytes;
-}
-
-uint32_t inject_frame_size(void)
-{
-    uint32_t a, bytes, c, d;
-    __cpuid_count(0xd, 0, a, bytes, c, d);
-    return FRAME_FPSTATE_OFFSET + bytes + sizeof(uint32_t);
-}
-
-// What the tracee would look like had it never been interrupted: an interrupted
-// call is issued again (arch/x86/kernel/signal.c, arch_do_signal_or_restart).
-static void restart(struct task_registers *r)
-{
-    if ((int64_t)r->words[ORIG_RAX] < 0)
-        return;
-    switch (-(int64_t)r->words[RAX]) {
-    case ERESTARTSYS_:
-    case ERESTARTNOINTR_:
-    case ERESTARTNOHAND_:
-        r->words[RAX] = r->words[ORIG_RAX];
-        r->words[RIP] -= SYSCALL_INSTRUCTION_BYTES;
-        break;
-    case ERESTART_RESTARTBLOCK_:
-        r->words[RAX] = SYS_restart_syscall;
-        r->words[RIP] -= SYSCALL_INSTRUCTION_BYTES;
-        break;
-    }
-}
-
-// struct rt_sigframe of arch/x86/include/asm/sigframe.h, as rt_sigreturn reads it.
-struct frame {
-    uint64_t return_address;
-    uint64_t uc_flags, uc_link;
-    uint64_t stack_pointer, stack_flags, stack_size;
-    uint64_t r8, r9, r10, r11, r12, r13, r14, r15;
-    uint64_t di, si, bp, bx, dx, ax, cx, sp, ip, flags;
-    uint16_t cs, gs, fs, ss;
-    uint64_t err, trapno, oldmask, cr2, fpstate, reserved[8];
-    uint64_t uc_sigmask;
-};
-
-_Static_assert(sizeof(struct frame) == 8 + 40 + 256 + 8, "rt_sigframe to sigmask");
-_Static_assert(sizeof(struct frame) < FRAME_FPSTATE_OFFSET, "fpstate lies behind");
-
-// Write to `destination` the frame that will lie at `address` in the tracee.
-// Returns the bytes used. The alternate stack is left as it is: ss_flags holds a
-// value that do_sigaltstack() refuses, and rt_sigreturn ignores that error.
-int inject_frame(void *destination, uint64_t address,
-                 const struct task_registers *registers, const void *xstate,
-                 uint32_t xstate_size, uint64_t mask)
-{
-    enum { UC_FP_XSTATE_ = 1, UC_SIGCONTEXT_SS_ = 2, UC_STRICT_RESTORE_SS_ = 4 };
-    struct task_registers r = *registers;
-    restart(&r);
-    const uint64_t *w = r.words;
-    struct frame f = {
-        .uc_flags = UC_FP_XSTATE_ | UC_SIGCONTEXT_SS_ | UC_STRICT_RESTORE_SS_,
-        .stack_flags = 0x7fffffff,
-        .r8 = w[R8], .r9 = w[R9], .r10 = w[R10], .r11 = w[R11],
-        .r12 = w[R12], .r13 = w[R13], .r14 = w[R14], .r15 = w[R15],
-        .di = w[RDI], .si = w[RSI], .bp = w[RBP], .bx = w[RBX],
-        .dx = w[RDX], .ax = w[RAX], .cx = w[RCX], .sp = w[RSP],
-        .ip = w[RIP], .flags = w[EFLAGS],
-        .cs = w[CS], .ss = w[SS],
-        .fpstate = address + FRAME_FPSTATE_OFFSET,
-        .uc_sigmask = mask,
-    };
-    memcpy(destination, &f, sizeof f);
-
-    uint64_t supported, in_use;
-    if (xstate_size < XSTATE_HEADER_END)
-        return -EINVAL;
-    memcpy(&supported, (const char *)xstate + XSTATE_SW_OFFSET, sizeof supported);
-    memcpy(&in_use, (const char *)xstate + 512, sizeof in_use);
-    // Without AMX in use the task's own state is smaller, and a frame that claims
-    // more than the task has is taken for one without extended state
-    // (arch/x86/kernel/fpu/signal.c, check_xstate_in_sigframe).
-    if (!(in_use & XFEATURES_AMX))
-        supported &= ~XFEATURES_AMX;
-    uint32_t size = xstate_bytes(supported);
-    if (size > xstate_size)
-        size = xstate_size;
-    char *fpstate = (char *)destination + FRAME_FPSTATE_OFFSET;
-    memcpy(fpstate, xstate, size);
-    struct {
-        uint32_t magic1, extended_size;
-        uint64_t xfeatures;
-        uint32_t xstate_size, padding[7];
-    } sw = {FP_XSTATE_MAGIC1_, size + sizeof(uint32_t), supported, size, {0}};
-    memcpy(fpstate + XSTATE_SW_OFFSET, &sw, sizeof sw);
-    uint32_t magic2 = FP_XSTATE_MAGIC2_;
-    memcpy(fpstate + size, &magic2, sizeof magic2);
-    return FRAME_FPSTATE_OFFSET + size + sizeof magic2;
-}
-
-static int64_t copy(int pid, uint64_t remote, void *local, size_t bytes, int write)
-{
-    struct iovec here = {local, bytes}, there = {(void *)remote, bytes};
-    ssize_t r = write ? process_vm_writev(pid, &here, 1, &there, 1, 0)
-                      : process_vm_readv(pid, &here, 1, &there, 1, 0);
-    if (r < 0)
-        return -errno;
-    return (size_t)r == bytes ? 0 : -EFAULT;
-}
-
 // Runs until the tracee has come to the done signal. Returns 0, or -errno with
 // the tracee's whereabouts in outcome->status.
-static int run_to_end(int tid, uint64_t last_call, int done_signal, int *born,
+static int run_to_end(int tid, const struct workbench *bench, int *born,
                       uint32_t born_max, struct batch_outcome *outcome)
 {
     for (;;) {
@@ -287,12 +204,12 @@ static int run_to_end(int tid, uint64_t last_call, int done_signal, int *born,
         }
         if (event != 0)
             continue; // a job-control stop passes by
-        if (signal == done_signal) {
+        if (signal == bench->done_signal) {
             struct task_registers r;
             e = tracee_get_registers(tid, &r);
             if (e < 0)
                 return e;
-            if (r.words[RBX] == last_call)
+            if (r.words[RIP] == bench->code + (injected_done - injected_begin))
                 return 0;
         }
         if (signal == SIGSEGV || signal == SIGILL || signal == SIGBUS ||
@@ -302,44 +219,167 @@ static int run_to_end(int tid, uint64_t last_call, int done_signal, int *born,
     }
 }
 
-// Let the stopped tracee `tid` make `count` calls (at most bench->calls_max);
-// results come back in the same array. Every other thread of the process must be
-// stopped too. Leaves registers and mask changed: the caller has the true ones.
+// What one task is to do: calls, what they point to, and room that they find empty.
+struct work {
+    struct remote_call *calls; // results come back in the same array
+    uint32_t count;
+    const void *data;
+    uint32_t data_bytes;
+    char *space; // what the calls have left there; at first all zero
+    uint32_t space_bytes;
+};
+
+static int64_t place(int pid, const struct workbench *bench, const struct work *work,
+                     const void *frame, uint32_t frame_bytes)
+{
+    struct iovec here[] = {
+        {work->calls, work->count * sizeof *work->calls},
+        {(void *)frame, frame_bytes},
+        {(void *)work->data, work->data_bytes},
+        {work->space, work->space_bytes},
+    };
+    struct iovec there[] = {
+        {(void *)bench->table, here[0].iov_len},
+        {(void *)bench->frame, here[1].iov_len},
+        {(void *)bench->arguments, here[2].iov_len},
+        {(void *)bench->space, here[3].iov_len},
+    };
+    ssize_t bytes = 0;
+    for (int i = 0; i < 4; i++)
+        bytes += here[i].iov_len;
+    ssize_t r = process_vm_writev(pid, here, 4, there, 4, 0);
+    if (r < 0)
+        return -errno;
+    return r == bytes ? 0 : -EFAULT;
+}
+
+static int64_t fetch(int pid, const struct workbench *bench, const struct work *work)
+{
+    struct iovec here[] = {
+        {work->calls, work->count * sizeof *work->calls},
+        {work->space, work->space_bytes},
+    };
+    struct iovec there[] = {
+        {(void *)bench->table, here[0].iov_len},
+        {(void *)bench->space, here[1].iov_len},
+    };
+    ssize_t r = process_vm_readv(pid, here, 2, there, 2, 0);
+    if (r < 0)
+        return -errno;
+    return (size_t)r == here[0].iov_len + here[1].iov_len ? 0 : -EFAULT;
+}
+
+// Let one stopped task do its work. Registers and mask are its own again afterwards,
+// also when it failed, unless it has ended.
+static int64_t do_work(int pid, int tid, const struct workbench *bench,
+                       const struct work *work, int *born, uint32_t born_max,
+                       struct batch_outcome *outcome)
+{
+    if (work->count == 0)
+        return 0;
+    if (work->count > bench->calls_max)
+        return -E2BIG;
+    struct task_registers own;
+    uint64_t mask;
+    char xstate[XSTATE_BYTES_MAX], frame[FRAME_BYTES_MAX];
+    int e = tracee_get_registers(tid, &own);
+    if (e >= 0)
+        e = tracee_get_mask(tid, &mask);
+    if (e < 0)
+        return e;
+    int size = tracee_get_xstate(tid, xstate, sizeof xstate);
+    if (size < 0)
+        return size;
+    size = make_frame(frame, bench->frame, &own, xstate, size, mask);
+    if (size < 0)
+        return size;
+    int64_t r = place(pid, bench, work, frame, size);
+    if (r < 0)
+        return r;
+
+    struct task_registers ours = own;
+    ours.words[RIP] = bench->code;
+    ours.words[RBX] = bench->table;
+    ours.words[R12] = work->count;
+    ours.words[R13] = bench->frame + 8; // rt_sigreturn looks 8 bytes below
+    ours.words[RBP] = bench->done_signal;
+    ours.words[RSP] = bench->frame;
+    ours.words[ORIG_RAX] = -1ULL;
+    ours.words[EFLAGS] &= ~(uint64_t)(EFLAGS_TRAP | EFLAGS_DIRECTION);
+    r = set_registers(tid, &ours, ~(1ULL << (bench->done_signal - 1)));
+    if (r >= 0)
+        r = run_to_end(tid, bench, born, born_max, outcome);
+    if (r >= 0)
+        r = fetch(pid, bench, work);
+    if (r == -ESRCH)
+        return r;
+    e = set_registers(tid, &own, mask);
+    return r < 0 ? r : e < 0 ? e : 0;
+}
+
+// Let the stopped tracee `tid` make `count` calls (at most bench->calls_max), whose
+// arguments may point to `data`, which is put at bench->arguments; results come back in
+// the same array. Every other thread of the process must be stopped too.
 // born receives the thread ids of clones, as our pid namespace sees them.
 int inject_batch(int pid, int tid, const struct workbench *bench,
-                 struct remote_call *calls, uint32_t count, int done_signal,
-                 int *born, uint32_t born_max, struct batch_outcome *outcome)
+                 struct remote_call *calls, uint32_t count, const void *data,
+                 uint32_t data_bytes, int *born, uint32_t born_max,
+                 struct batch_outcome *outcome)
 {
     *outcome = (struct batch_outcome){0};
-    if (count == 0)
-        return 0;
-    if (count > bench->calls_max)
-        return -E2BIG;
-    // tgkill(2) wants ids as the tracee's own pid namespace has them; kill by
-    // gettid is not to be had in a table, so the caller's array ends with it.
-    int64_t e = copy(pid, bench->table, calls, count * sizeof *calls, 1);
-    if (e < 0)
-        return e;
-    struct task_registers r;
-    e = tracee_get_registers(tid, &r);
-    if (e < 0)
-        return e;
-    e = tracee_set_mask(tid, ~(1ULL << (done_signal - 1)));
-    if (e < 0)
-        return e;
-    r.words[RIP] = bench->code;
-    r.words[RBX] = bench->table;
-    r.words[R12] = count;
-    r.words[R13] = bench->frame + 8; // rt_sigreturn looks 8 bytes below
-    r.words[RSP] = bench->frame;
-    r.words[ORIG_RAX] = -1ULL;
-    r.words[EFLAGS] &= ~(uint64_t)(EFLAGS_TRAP | EFLAGS_DIRECTION);
-    e = tracee_set_registers(tid, &r);
-    if (e < 0)
-        return e;
-    uint64_t last = bench->table + (uint64_t)(count - 1) * sizeof *calls;
-    e = run_to_end(tid, last, done_signal, born, born_max, outcome);
-    if (e < 0)
-        return e;
-    return copy(pid, bench->table, calls, count * sizeof *calls, 0);
+    struct work work = {calls, count, data, data_bytes, NULL, 0};
+    return do_work(pid, tid, bench, &work, born, born_max, outcome);
+}
+
+// Have many tasks make the same calls, one after the other. The answer of each is
+// `stride` bytes: results, space, and what ptrace tells of it.
+int inject_questions(int pid, const int *tids, uint32_t tid_count,
+                     const struct workbench *bench, const struct remote_call *calls,
+                     uint32_t count, const void *data, uint32_t data_bytes,
+                     uint32_t space_bytes, void *answers, uint32_t stride,
+                     uint64_t *deferred_signals)
+{
+    uint32_t results_bytes = count * sizeof(int64_t);
+    if (results_bytes + space_bytes + sizeof(struct task_facts) > stride)
+        return -EINVAL;
+    struct remote_call *rows = malloc(count * sizeof *rows + 1);
+    if (!rows)
+        return -ENOMEM;
+    int64_t r = 0;
+    for (uint32_t i = 0; i < tid_count && r >= 0; i++) {
+        char *answer = (char *)answers + (size_t)i * stride;
+        memcpy(rows, calls, count * sizeof *rows);
+        struct work work = {rows, count, data, data_bytes, answer + results_bytes,
+                            space_bytes};
+        memset(work.space, 0, space_bytes);
+        struct batch_outcome outcome = {0};
+        r = do_work(pid, tids[i], bench, &work, NULL, 0, &outcome);
+        *deferred_signals |= outcome.deferred_signals;
+        for (uint32_t row = 0; row < count; row++)
+            memcpy(answer + row * sizeof(int64_t), &rows[row].result, sizeof(int64_t));
+        if (r >= 0)
+            r = task_look(pid, tids[i],
+                          (struct task_facts *)(answer + results_bytes + space_bytes));
+    }
+    free(rows);
+    return r < 0 ? r : (int)tid_count;
+}
+
+// Have each task make its own calls, one task after the other. Results come back in the
+// array of calls.
+int inject_orders(int pid, const struct order *orders, uint32_t order_count,
+                  const struct workbench *bench, struct remote_call *calls,
+                  const char *data, uint64_t *deferred_signals)
+{
+    for (uint32_t i = 0; i < order_count; i++) {
+        const struct order *order = &orders[i];
+        struct work work = {calls + order->first, order->count, data + order->data,
+                            order->data_bytes, NULL, 0};
+        struct batch_outcome outcome = {0};
+        int64_t r = do_work(pid, order->tid, bench, &work, NULL, 0, &outcome);
+        *deferred_signals |= outcome.deferred_signals;
+        if (r < 0)
+            return r;
+    }
+    return order_count;
 }

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <linux/ptrace.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -148,7 +149,8 @@ int tracee_peek_signals(int tid, uint64_t offset, int shared, int count, void *i
     return trace(PTRACE_PEEKSIGINFO, tid, &args, infos);
 }
 
-int tracee_dispatches(int tid)
+// PR_SET_SYSCALL_USER_DISPATCH: 1 or 0.
+static int dispatches(int tid)
 {
     struct {
         uint64_t mode, selector, offset, length;
@@ -160,7 +162,8 @@ int tracee_dispatches(int tid)
     return r < 0 ? r : config.mode != 0;
 }
 
-int tracee_has_ports(int tid)
+// ioperm(2), iopl(2): 1 or 0.
+static int has_ports(int tid)
 {
     enum { NOTE_386_IOPERM = 0x201, BITMAP_BYTES = 8192 };
     char bitmap[BITMAP_BYTES];
@@ -168,6 +171,33 @@ int tracee_has_ports(int tid)
     if (r == -ENXIO || r == -EINVAL || r == -ENODEV)
         return 0; // it has none, or the kernel has no such thing
     return r < 0 ? r : r > 0;
+}
+
+int task_look(int pid, int tid, struct task_facts *facts)
+{
+    enum { SEQUENCE_OFFSET = 8, KCMP_FS_ = 3 }; // linux/rseq.h, linux/kcmp.h
+    *facts = (struct task_facts){0};
+    int r = tracee_get_rseq(tid, &facts->rseq);
+    if (r < 0)
+        return r;
+    facts->rseq.padding = 0;
+    if (facts->rseq.pointer) {
+        struct iovec here = {&facts->sequence, sizeof facts->sequence};
+        struct iovec there = {(void *)(facts->rseq.pointer + SEQUENCE_OFFSET),
+                              sizeof facts->sequence};
+        if (process_vm_readv(pid, &here, 1, &there, 1, 0) != sizeof facts->sequence)
+            return -EFAULT;
+    }
+    r = dispatches(tid);
+    if (r < 0)
+        return r;
+    facts->dispatches = r;
+    r = has_ports(tid);
+    if (r < 0)
+        return r;
+    facts->ports = r;
+    facts->shares_fs = tid == pid || syscall(SYS_kcmp, pid, tid, KCMP_FS_, 0, 0) == 0;
+    return 0;
 }
 
 int tasks_read(const int *tids, int count, struct task_registers *registers,
@@ -188,13 +218,22 @@ int tasks_read(const int *tids, int count, struct task_registers *registers,
     return count;
 }
 
-int tasks_write(const int *tids, int count, const struct task_registers *registers,
-                const uint64_t *masks, const void *xstates, uint32_t xstate_stride,
-                const uint32_t *sizes)
+int tasks_registers(const int *tids, int count, struct task_registers *registers)
 {
     for (int i = 0; i < count; i++) {
-        int r = tracee_set_xstate(
-            tids[i], (const char *)xstates + (size_t)i * xstate_stride, sizes[i]);
+        int r = tracee_get_registers(tids[i], &registers[i]);
+        if (r < 0)
+            return r;
+    }
+    return count;
+}
+
+int tasks_write(const int *tids, int count, const struct task_registers *registers,
+                const uint64_t *masks, const void *xstates, const uint32_t *sizes)
+{
+    const char *xstate = xstates;
+    for (int i = 0; i < count; xstate += sizes[i], i++) {
+        int r = tracee_set_xstate(tids[i], xstate, sizes[i]);
         if (r >= 0)
             r = tracee_set_registers(tids[i], &registers[i]);
         if (r >= 0)
@@ -203,4 +242,52 @@ int tasks_write(const int *tids, int count, const struct task_registers *registe
             return r;
     }
     return count;
+}
+
+static int expect_stop(int tid, int event, int *status)
+{
+    int stopped;
+    int r = tracee_wait(tid, &stopped);
+    if (r < 0)
+        return r;
+    if ((stopped & 0xff) == 0x7f && stopped >> 16 == event)
+        return 0;
+    *status = stopped;
+    return -EPROTO;
+}
+
+int tasks_break_off(const int *tids, int count, struct task_registers *registers,
+                    int *statuses)
+{
+    uint64_t *masks = malloc(count * sizeof *masks + 1);
+    int r = masks ? 0 : -ENOMEM;
+    // All together: one thread's way to its stop overlaps the next one's.
+    for (int i = 0; i < count && r >= 0; i++) {
+        statuses[i] = 0;
+        r = tracee_get_mask(tids[i], &masks[i]);
+        if (r >= 0)
+            r = tracee_set_mask(tids[i], ~0ULL);
+        if (r >= 0)
+            r = tracee_set_registers(tids[i], &registers[i]);
+        if (r >= 0)
+            r = tracee_to_syscall(tids[i]);
+    }
+    for (int i = 0; i < count && r >= 0; i++) {
+        r = expect_stop(tids[i], 0, &statuses[i]);
+        // A stop asked for in the entry stop is pending when the call begins: it arms
+        // its timer, sees that it has to leave, and leaves as a broken-off call does.
+        if (r >= 0)
+            r = tracee_interrupt(tids[i]);
+        if (r >= 0)
+            r = tracee_continue(tids[i], 0);
+    }
+    for (int i = 0; i < count && r >= 0; i++) {
+        r = expect_stop(tids[i], PTRACE_EVENT_STOP, &statuses[i]);
+        if (r >= 0)
+            r = tracee_set_mask(tids[i], masks[i]);
+        if (r >= 0)
+            r = tracee_get_registers(tids[i], &registers[i]);
+    }
+    free(masks);
+    return r < 0 ? r : count;
 }

@@ -2,7 +2,7 @@
 
 from migrate.brake import Brake
 from migrate.kernel import procfs
-from migrate.kernel.blocked_syscalls import Sleepers
+from migrate.kernel.sleepers import Sleepers
 from precopy.tracker.uffd_wp import UffdWpTracker
 from tests.live.targets import Target
 
