@@ -195,7 +195,7 @@ def policy_test(peer: str, user: str, exe: str, memory: int, out: bool) -> int:
         named = peers.named(Fingerprint(peer))
     except NotOurs as error:
         return _failed(str(error))
-    known = named[1] if named else peers.by_name.get(peer)
+    known = named.peer if named else peers.by_name.get(peer)
     if known is None:
         raise click.UsageError(f"Nobody called {printable(peer)} is known here.")
     try:

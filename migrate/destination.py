@@ -12,8 +12,10 @@ import time
 from contextlib import ExitStack, closing
 from typing import Final
 
-from migrate import arrival_leaf, image, inquiry, recovery, resume
+from migrate import arrival_leaf, image, inquiry, limits, recovery, resume
+from migrate.admission import Admission, Allowance, TooMuch
 from migrate.arrival_journal import ArrivalJournal
+from migrate.audit import Audit
 from migrate.errors import Reason, RefusedByDestination, RolledBack
 from migrate.failpoints import reach
 from migrate.image import FrozenTree, ImageError, Outline
@@ -22,6 +24,7 @@ from migrate.kernel.cgroups import Leaf
 from migrate.kernel.pidfds import PidFd
 from migrate.kinds.kind import CannotCarry, Target
 from migrate.mapping import CannotBuild
+from migrate.peers import Known
 from migrate.skeleton import Skeleton
 from migrate.state_directory import CannotKeep, StateDirectory
 from precopy.errors import KernelError, PageStreamError, PrecopyError
@@ -40,10 +43,12 @@ ROUND_S: Final = 600.0  # a round may throttle itself; the peer's silence may no
 READY_HOLD_S: Final = 120.0  # so long a finished copy waits for its Go
 _CLOCKS_APART_NS: Final = 1_000_000_000
 
-_UNBUILDABLE: Final = (CannotBuild, CannotCarry, ImageError, PrecopyError, OSError)
+_UNBUILDABLE: Final = (
+    *(CannotBuild, CannotCarry, ImageError, PrecopyError, OSError, TooMuch),
+)
 
 
-def arrive(link: Secured) -> int:
+def arrive(link: Secured, visitor: Known) -> int:
     """Receive one process tree, or say what became of one; 0 when that was done.
 
     Raises:
@@ -53,7 +58,10 @@ def arrive(link: Secured) -> int:
     channel = Channel(link, Role.DESTINATION)
     with channel:
         try:
-            _Arrival(channel, StateDirectory()).run()
+            state = StateDirectory()
+            audit = Audit(state.path)
+            ours = Admission(visitor, channel.peer_host, limits.load(), audit)
+            _Arrival(channel, state, ours).run()
         except TransportError as error:
             raise RolledBack(f"The source was lost: {error}.") from error
     return 0
@@ -74,9 +82,13 @@ class _Tally:
 
 
 class _Arrival:
-    def __init__(self, channel: Channel, state: StateDirectory) -> None:
+    def __init__(
+        self, channel: Channel, state: StateDirectory, admission: Admission
+    ) -> None:
         self._channel = channel
         self._state = state
+        self._admission = admission
+        self._allowance = Allowance(admission.memory_bytes_max())
         self._tally = _Tally()
         self._frozen: FrozenTree | None = None
         self._limits = BatchLimits(processes_max=1)
@@ -145,6 +157,13 @@ class _Arrival:
             raise self._refuse(_reasons(error)) from error
         if reasons := _differences(offer.options):
             raise self._refuse(reasons)
+        self._admission.about(offer.options, self._channel.transaction or b"")
+        try:
+            denied = self._admission.judge(outline.processes)
+        except OSError as error:
+            raise self._refuse(_reasons(error)) from error
+        if denied:
+            raise self._refuse(denied)
         self._unpacker = Unpacker(frozenset(offer.options.codecs))
         return offer, outline
 
@@ -197,6 +216,7 @@ class _Arrival:
                     batch = PageBatch.decode(raw, self._limits)
                     self._sink.write(batch)
                     self._tally.count(batch)
+                    self._allowance.spend(batch.data.bytes, (self._skeleton.pid,))
                 case m.Layout(process=0, change=change):
                     self._relayout(change)
                 case m.RoundEnd(number=number):
@@ -314,6 +334,8 @@ def _reasons(error: Exception) -> tuple[Reason, ...]:
             return (Reason(error.kind, error.message, error.pid, error.fd),)
         case ImageError():
             return (Reason("image", str(error)),)
+        case TooMuch():
+            return (Reason("limits", str(error)),)
         case PageStreamError():
             return (Reason("pages", str(error)),)
         case KernelError():

@@ -12,7 +12,7 @@ from migrate import identity
 from migrate.config_directory import NotOurs
 from migrate.identity import words
 from migrate.options import Peer
-from migrate.peers import KnownPeer, Peers
+from migrate.peers import Known, Peers
 from transport import tls
 from transport.errors import NotAuthenticated, TransportError
 from transport.tls import HANDSHAKE_S, Fingerprint, Introduced, Purpose, Secured
@@ -56,16 +56,20 @@ class ChangedKey(NotTrusted):
 class UnknownVisitor(NotTrusted):
     """Somebody connects whose key is not known here."""
 
-    def __init__(self, fingerprint: Fingerprint) -> None:
+    def __init__(self, fingerprint: Fingerprint, address: str) -> None:
         self.fingerprint: Final = fingerprint
+        self.address: Final = address
         super().__init__(
             f"The key {fingerprint} is not known here. If it is to be: "
             f"migrate pair --accept {fingerprint}"
         )
 
 
-def leave(sock: socket.socket, where: Peer, timeout_s: float = HANDSHAKE_S) -> Secured:
-    """``sock``, which is connected to ``where``, once it is the right one. Owns it.
+def leave(
+    sock: socket.socket, where: Peer, timeout_s: float = HANDSHAKE_S
+) -> tuple[Secured, Known]:
+    """``sock``, which is connected to ``where``, once it is the right one, and who that
+    is. Owns it.
 
     Raises:
         NotTrusted: it is not known to be.
@@ -86,16 +90,19 @@ def leave(sock: socket.socket, where: Peer, timeout_s: float = HANDSHAKE_S) -> S
             raise ChangedKey(where, pinned, found.fingerprint)
 
     try:
-        return tls.as_source(sock, own, Purpose.MIGRATE, judge, timeout_s=timeout_s)
+        link = tls.as_source(sock, own, Purpose.MIGRATE, judge, timeout_s=timeout_s)
     except NotAuthenticated as error:
         raise NotTrusted(
             f"The agent at {where} ended the handshake ({error.why}). Perhaps this "
             f"host is not known there; then say there: "
             f"migrate pair --accept {own.fingerprint}"
         ) from error
+    known = peers.named(link.peer.fingerprint)
+    assert known is not None, "it is pinned"
+    return link, known
 
 
-def admit(sock: socket.socket) -> tuple[Secured, KnownPeer | None]:
+def admit(sock: socket.socket) -> tuple[Secured, Known | None]:
     """``sock``, which was accepted, and who it is; None if he wants to be paired.
 
     Raises:
@@ -108,7 +115,8 @@ def admit(sock: socket.socket) -> tuple[Secured, KnownPeer | None]:
     except NotOurs as error:
         sock.close()
         raise NotTrusted(str(error)) from error
-    known: list[KnownPeer] = []
+    known: list[Known] = []
+    address = _address(sock)
 
     def judge(found: Introduced) -> None:
         try:
@@ -116,10 +124,17 @@ def admit(sock: socket.socket) -> tuple[Secured, KnownPeer | None]:
         except NotOurs as error:
             raise NotTrusted(str(error)) from error
         if named is not None:
-            known.append(named[1])
+            known.append(named)
         elif found.purpose is Purpose.MIGRATE:
-            raise UnknownVisitor(found.fingerprint)
+            raise UnknownVisitor(found.fingerprint, address)
 
     link = tls.as_destination(sock, own, judge)
     wants_to_come = link.peer.purpose is Purpose.MIGRATE
     return link, known[0] if wants_to_come else None
+
+
+def _address(sock: socket.socket) -> str:
+    try:
+        return str(sock.getpeername()[0])
+    except OSError:
+        return "gone already"

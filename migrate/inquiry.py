@@ -33,7 +33,7 @@ class Inquiry(AbstractContextManager["Inquiry"]):
         except OSError as error:
             raise ConnectionLost(f"connecting to {host}: {error}") from error
         self._timeout_s = timeout_s
-        link = doorway.leave(connection, Peer(host, port), timeout_s)
+        link, _ = doorway.leave(connection, Peer(host, port), timeout_s)
         self._channel = Channel(link, Role.SOURCE)
         try:
             self.verdict, self.epoch = self._ask(transaction)

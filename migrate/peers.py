@@ -57,6 +57,14 @@ class KnownPeer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """A peer, and what it is called here."""
+
+    name: str
+    peer: KnownPeer
+
+
+@dataclass(frozen=True, slots=True)
 class Peers:
     """All that are known, by the names of their files."""
 
@@ -85,7 +93,7 @@ class Peers:
                 continue  # it has been taken away meanwhile
         return cls(known)
 
-    def named(self, fingerprint: Fingerprint) -> tuple[str, KnownPeer] | None:
+    def named(self, fingerprint: Fingerprint) -> Known | None:
         """Whose key it is, and what is known of him.
 
         Raises:
@@ -95,7 +103,7 @@ class Peers:
         if len(found) > 1:
             names = " and ".join(name for name, _ in found)
             raise NotOurs(f"{names} in {FOLDER} are of one fingerprint: merge them.")
-        return found[0] if found else None
+        return Known(*found[0]) if found else None
 
     def pinned(self, where: Peer) -> tuple[Fingerprint, ...]:
         """Who may answer at that address."""
@@ -144,17 +152,17 @@ def pin(fingerprint: Fingerprint, where: Peer, folder: Path | None = None) -> st
     for other in known.pinned(where):
         if other != fingerprint:
             raise NotOurs(f"{where} is pinned to {other} already.")
-    name, peer = known.named(fingerprint) or (
-        _free_name(known, _NOT_IN_NAMES.sub("_", where.host)),
-        KnownPeer(fingerprint),
+    found = known.named(fingerprint) or Known(
+        _free_name(known, _NOT_IN_NAMES.sub("_", where.host)), KnownPeer(fingerprint)
     )
+    peer = found.peer
     if not peer.is_at(where):
         addresses = (*peer.addresses, str(where))
         peer = msgspec.structs.replace(peer, addresses=addresses)
     if not peer.allow_out:
         peer = msgspec.structs.replace(peer, allow_out=(Rule(ANYBODY), Rule(ROOT)))
-    _write(folder, name, peer)
-    return name
+    _write(folder, found.name, peer)
+    return found.name
 
 
 def admit(
@@ -168,12 +176,12 @@ def admit(
     """
     folder = folder or config_directory.path()
     known = Peers.load(folder)
-    name, peer = known.named(fingerprint) or (
+    found = known.named(fingerprint) or Known(
         _free_name(known, "key-" + fingerprint.removeprefix("SHA256:")[:16]),
         KnownPeer(fingerprint),
     )
-    _write(folder, name, msgspec.structs.replace(peer, allow_in=rules))
-    return name
+    _write(folder, found.name, msgspec.structs.replace(found.peer, allow_in=rules))
+    return found.name
 
 
 def _free_name(known: Peers, name: str) -> str:
@@ -209,6 +217,8 @@ def _lines_of(rule: Rule) -> Iterator[str]:
         yield f"memory_max = {_quoted(rule.memory_max)}"
     if rule.processes_max is not None:
         yield f"processes_max = {rule.processes_max}"
+    if rule.any_groups:
+        yield "any_groups = true"
 
 
 def _listed(texts: tuple[str, ...]) -> str:
@@ -217,4 +227,4 @@ def _listed(texts: tuple[str, ...]) -> str:
 
 def _quoted(text: str) -> str:
     # What JSON escapes, TOML escapes alike, but for DEL, which TOML does not take raw.
-    return json.dumps(text).replace("\x7f", "\\u007f")
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

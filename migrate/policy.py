@@ -32,6 +32,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     exe: Annotated[tuple[_Pattern, ...], Meta(max_length=RULES_MAX)] = ("*",)
     memory_max: str | None = None  # of the whole tree, such as 8G
     processes_max: Annotated[int, Meta(ge=1, le=4096)] | None = None  # of the tree
+    any_groups: bool = False  # else those that a login here gives
 
     def __post_init__(self) -> None:
         self.memory_bytes_max()
@@ -62,6 +63,7 @@ class Decision:
 
     allowed: bool
     why: str
+    any_groups: bool = False
 
 
 def decide(
@@ -89,7 +91,8 @@ def decide(
             continue
         short = _falls_short(rule, members, memory_bytes)
         if not short:
-            return Decision(True, f"The rule for user {rule.user}.")
+            why = f"The rule for user {rule.user}."
+            return Decision(True, why, rule.any_groups)
     return Decision(False, short or f"No rule allows {_named(members[0])}.")
 
 

@@ -19,9 +19,9 @@ from typing import Final
 import trio
 
 from migrate import (
+    admission,
     arrival_leaf,
     diagnosis,
-    doorway,
     dump,
     image,
     lent_locks,
@@ -33,6 +33,7 @@ from migrate import (
 from migrate.brake import Brake
 from migrate.departure_journal import DepartureJournal, Unanswered
 from migrate.doubt import ask_for_ever
+from migrate.embarkation import embark
 from migrate.errors import (
     InDoubt,
     MigrateError,
@@ -70,7 +71,6 @@ from transport import channel as transport_channel
 from transport import messages as m
 from transport.channel import Channel
 from transport.errors import TransportError
-from transport.states import Role
 
 CONNECT_S: Final = 10.0
 BUILD_S: Final = 60.0  # the destination builds the skeleton
@@ -114,7 +114,7 @@ async def depart(
         )
     if reasons:
         raise Refused("It cannot go.", reasons=reasons)
-    with await _connected(Peer(*peer)) as channel:
+    with await _connected(Peer(*peer), pids) as channel:
         if options.dry_run:
             return Report(outcome=Outcome.CAN_GO)
         state = _state_directory()
@@ -142,20 +142,16 @@ async def depart(
         raise AssertionError("a cancelled departure ends with an error of its own")
 
 
-async def _connected(peer: Peer) -> Channel:
-    """A channel to the agent that is pinned for ``peer``."""
+async def _connected(peer: Peer, pids: Sequence[int]) -> Channel:
     try:
         sock = await transport_channel.connect(*peer, deadline_s=CONNECT_S)
-        link = await trio.to_thread.run_sync(
-            doorway.leave, sock, peer, abandon_on_cancel=True
+        return await trio.to_thread.run_sync(
+            embark, sock, peer, pids, abandon_on_cancel=True
         )
-    except doorway.NotTrusted as error:
-        raise NotConnected(str(error)) from error
     except TransportError as error:
         raise NotConnected(
             f"There is no connection: {error}.", way_out=_IS_IT_AN_AGENT
         ) from error
-    return Channel(link, Role.SOURCE)
 
 
 def _state_directory() -> StateDirectory:
@@ -347,7 +343,7 @@ class Departure:
             - realtime,
             page_bytes=PAGE_BYTES,
             machine=os.uname().machine,
-            features=(),
+            features=admission.names_of((self._process,)),
         )
 
     def _stop_and_copy(self, leaf: Leaf, memory: OutgoingMemory) -> None:

@@ -5,6 +5,7 @@ its log only when there is something to say.
 """
 
 import os
+import resource
 import signal
 import socket
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from transport.errors import TransportError
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
+    from migrate.doorway import UnknownVisitor
     from transport.tls import Secured
 
 
@@ -29,6 +31,9 @@ def main(arguments: Sequence[str]) -> int:
     socket_fd = int(given["--socket-fd"])
     # It is not for the process that arrives, nor for what it starts.
     os.set_inheritable(socket_fd, False)
+    # Nothing of what comes is for a file of the host: no core, and no reading of our
+    # memory by others (prctl(2), PR_SET_DUMPABLE).
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         return _receive(socket.socket(fileno=socket_fd))
     except MigrateError as error:
@@ -47,14 +52,30 @@ def _receive(connection: socket.socket) -> int:
     from migrate import doorway
 
     # Until it is known who that is, nothing is there to undo: SIGTERM just ends us.
-    link, peer = doorway.admit(connection)
+    try:
+        link, peer = doorway.admit(connection)
+    except doorway.UnknownVisitor as error:
+        _deny(error)
+        raise
     with link:
         if peer is None:
             return _pair(link)
         signal.signal(signal.SIGTERM, lambda *_: _end_of_input(link))
         from migrate import destination
 
-        return destination.arrive(link)
+        return destination.arrive(link, peer)
+
+
+def _deny(stranger: "UnknownVisitor") -> None:
+    from migrate.audit import Audit
+    from migrate.policy import Decision
+    from migrate.state_directory import StateDirectory
+
+    decision = Decision(False, "Its key is not known here.")
+    audit = Audit(StateDirectory().path)
+    audit.write(
+        "connection", decision, peer=stranger.fingerprint, address=stranger.address
+    )
 
 
 def _pair(link: "Secured") -> int:

@@ -34,7 +34,7 @@ class Keys:
 
 def _pin(folder: Path, address: str, fingerprint: Fingerprint) -> None:
     config_directory.make(folder / peers.FOLDER)
-    everybody = (Rule(ANYBODY), Rule(ROOT))
+    everybody = (Rule(ANYBODY, any_groups=True), Rule(ROOT))
     text = peers.text_of(
         KnownPeer(fingerprint, (address,), allow_in=everybody, allow_out=everybody)
     )

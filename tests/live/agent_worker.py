@@ -74,7 +74,7 @@ def hold(connection: socket.socket, fate: str) -> None:
         state_number=DestinationState.READY.value,
         boot=boot(),
         pid_namespace=pid_namespace(),
-        leaf=cgroups.leaf_path(parent, name),
+        leaf=os.fsencode(cgroups.leaf_path(parent, name)),
     )
     kept = StateDirectory().begin(Side.DESTINATION, record)
     leaf = cgroups.Leaf.create(parent, name)

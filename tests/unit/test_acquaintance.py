@@ -270,7 +270,7 @@ def test_an_agent_that_does_not_know_us(
     peers.pin(key("b").fingerprint, WHERE)
 
     def nobody(found: tls.Introduced) -> None:
-        raise UnknownVisitor(found.fingerprint)
+        raise UnknownVisitor(found.fingerprint, "")
 
     with ThreadPoolExecutor(1) as pool:
         far = pool.submit(as_destination, ends[1], key("b"), nobody)
@@ -292,7 +292,7 @@ def test_both_ends_show_one_code(
         with as_destination(ends[1], b, only(a)) as link:
             return pairing.answer(link, b.fingerprint, tmp_path)
 
-    monkeypatch.setattr(pairing.socket, "create_connection", lambda *_: ends[0])
+    monkeypatch.setattr(socket, "create_connection", lambda *_: ends[0])
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(agent)
         met = pairing.meet(WHERE, a)
