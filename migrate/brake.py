@@ -17,6 +17,7 @@ from typing import Final, Self
 
 from migrate.kernel.sleepers import Sleepers
 from migrate.kernel.tracee import Tracee
+from precopy.errors import TaskVanished
 from precopy.ids import Pid
 
 STEPS: Final = (0.2, 0.4, 0.6, 0.8)  # shares of the time in which it stands still
@@ -120,3 +121,57 @@ class Brake:
         except BaseException as error:
             # Whatever it is belongs to the thread that asks for the pauses.
             self._trouble = error
+
+
+class Brakes:
+    """Those of a tree, which is held back by the same share in each process.
+
+    Each is the caller's; one that comes late is as hard as the others.
+    """
+
+    def __init__(self) -> None:
+        self._all: dict[Pid, Brake] = {}
+        self._steps = 0
+
+    def add(self, pid: Pid, brake: Brake) -> None:
+        """One more process, or a process in a new life."""
+        self._all[pid] = brake
+        for _ in range(self._steps):
+            brake.harder()
+
+    def drop(self, pid: Pid) -> None:
+        """A process has ended."""
+        self._all.pop(pid).release()
+
+    @property
+    def share(self) -> float:
+        """Of the time, that each stands still."""
+        return STEPS[self._steps - 1] if self._steps else 0.0
+
+    def harder(self) -> bool:
+        """The next step; False if there is none, and all stays as it is."""
+        if self._steps == len(STEPS):
+            return False
+        self._steps += 1
+        for brake in self._all.values():
+            brake.harder()
+        return True
+
+    def pause_s(self) -> float:
+        """How long the one that was stopped longest was, since this was last asked.
+
+        Raises:
+            KernelError: one could not be stopped; somebody else traces it.
+        """
+        longest_s = 0.0
+        for brake in self._all.values():
+            try:
+                longest_s = max(longest_s, brake.pause_s())
+            except TaskVanished:
+                continue  # whoever looks at its memory finds out
+        return longest_s
+
+    def release(self) -> None:
+        """Let all run; they do when this returns."""
+        for brake in self._all.values():
+            brake.release()

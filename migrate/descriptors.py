@@ -30,6 +30,7 @@ from migrate.kinds.table import Dumped
 from migrate.strangers import SIGNALS, stranger
 
 _NAME: Final = "descriptors"
+_INHERITED: Final = "inherited"  # the kind of what an earlier process has, too
 _F_GETSIG: Final = 11  # linux/fcntl.h
 _RLIMIT_NOFILE: Final = 7
 _RLIMIT: Final = struct.Struct("<QQ")
@@ -61,6 +62,10 @@ class Descriptors:
             found[slot.description].append(slot.number)
         return [sorted(numbers) for numbers in found]
 
+    def leans(self) -> bool:
+        """Whether something of it depends on the tables of other processes."""
+        return any(table.kind(dumped.kind).leans for dumped in self.descriptions)
+
 
 # What the last dump() saw and made of it, by the lowest number of each description.
 Memory: TypeAlias = dict[int, tuple[FdView, Dumped]]
@@ -77,7 +82,7 @@ def dump(source: Source, memory: Memory | None = None) -> Descriptors:
     """
     memory = {} if memory is None else memory
     groups = _descriptions(source.views)
-    known = [_remembered(group[0], memory) for group in groups]
+    known = [_remembered(source, group[0], memory) for group in groups]
     _require_no_owner(
         source, [g[0] for g, dumped in zip(groups, known, strict=True) if not dumped]
     )
@@ -107,7 +112,7 @@ def restore(
         CannotCarry: something cannot be had here. The table is left half done.
         RemoteError: a system call failed. As above.
     """
-    if new == standing:
+    if new == standing and not new.leans():
         return
     _check(new)
     if standing is None:
@@ -176,7 +181,8 @@ class _Pass:
         fd = RemoteFd(self.old_numbers[self.from_old[index]][0])
         # A set of others by number may have to be made anew though nothing of its
         # own has changed.
-        if old == new and not (self.target.vacated and hasattr(module, "finish")):
+        touched = self.target.vacated and hasattr(module, "finish")
+        if old == new and not touched and not module.KIND.leans:
             return True
         return module.update(table.unpack(old), self.records[index], self.target, fd)
 
@@ -291,7 +297,9 @@ class _Pass:
             batch.add("dup3", held, slot.number, flags)
 
 
-def _remembered(view: FdView, memory: Memory) -> Dumped | None:
+def _remembered(source: Source, view: FdView, memory: Memory) -> Dumped | None:
+    if source.kin is not None and view.number in source.kin.inherited:
+        return None
     before, dumped = memory.get(view.number, (None, None))
     if dumped is None or before != view or not table.kind(dumped.kind).in_view:
         return None
@@ -299,7 +307,10 @@ def _remembered(view: FdView, memory: Memory) -> Dumped | None:
 
 
 def _dump_one(source: Source, view: FdView) -> Dumped:
-    module = table.claim(view)
+    if source.kin is not None and view.number in source.kin.inherited:
+        module: DescriptorKind | None = table.descriptor_kind(_INHERITED)
+    else:
+        module = table.claim(view)
     if module is None:
         raise CannotCarry(
             _NAME,

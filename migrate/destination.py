@@ -10,6 +10,7 @@ import gc
 import os
 import time
 from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from typing import Final
 
 from migrate import arrival_leaf, image, inquiry, limits, recovery, resume
@@ -18,7 +19,7 @@ from migrate.arrival_journal import ArrivalJournal
 from migrate.audit import Audit
 from migrate.errors import Reason, RefusedByDestination, RolledBack
 from migrate.failpoints import reach
-from migrate.image import FrozenTree, ImageError, Outline
+from migrate.image import FrozenTree, ImageError, Joined, Outline
 from migrate.kernel import cgroups
 from migrate.kernel.cgroups import Leaf
 from migrate.kernel.pidfds import PidFd
@@ -26,6 +27,7 @@ from migrate.kinds.kind import CannotCarry, Target
 from migrate.mapping import CannotBuild
 from migrate.peers import Known
 from migrate.skeleton import Skeleton
+from migrate.skeleton_tree import SkeletonTree
 from migrate.state_directory import CannotKeep, StateDirectory
 from precopy.errors import KernelError, PageStreamError, PrecopyError
 from precopy.ids import PAGE_BYTES, Pid
@@ -91,6 +93,9 @@ class _Arrival:
         self._allowance = Allowance(admission.memory_bytes_max())
         self._tally = _Tally()
         self._frozen: FrozenTree | None = None
+        self._tree = SkeletonTree()
+        self._places: list[_Place | None] = []
+        self._has_joined = False  # some process, since the outline
         self._limits = BatchLimits(processes_max=1)
         self._unpacker = Unpacker(frozenset())  # until codecs are offered
 
@@ -120,7 +125,8 @@ class _Arrival:
             gc.collect()
             gc.freeze()
             gc.disable()
-            self._channel.send(m.OfferAccepted((self._skeleton.pid,)))
+            pids = tuple(skeleton.pid for skeleton in self._tree.living)
+            self._channel.send(m.OfferAccepted(pids))
             reach("destination.offer.accepted")
             try:
                 self._receive()
@@ -179,32 +185,33 @@ class _Arrival:
         return RolledBack("The arrival was given up: " + reasons[0].message)
 
     def _stand(self, offer: m.Offer, outline: Outline, undo: ExitStack) -> None:
-        """Build the skeleton and all that the outline tells of it."""
-        (process,) = outline.processes
+        """Build the skeletons and all that the outline tells of them."""
+        self._undo = undo
         self._leaf = Leaf.create(self._home, self._leaf_name)
         undo.callback(_end_leaf, self._leaf)
         directory = os.open(
             cgroups.directory(self._leaf.path), os.O_RDONLY | os.O_DIRECTORY
         )
+        undo.callback(self._tree.destroy)
         try:
-            self._skeleton = Skeleton.build(
-                process, directory, offer.options.pid_policy
-            )
+            policy = offer.options.pid_policy
+            self._tree.build(outline.processes, directory, policy)
         finally:
             os.close(directory)
-        undo.callback(self._skeleton.destroy)
-        memory = undo.enter_context(TaskMemory(self._skeleton.pid))
-        pidfd = undo.enter_context(PidFd.open(self._skeleton.pid))
-        self._target = Target(
-            self._skeleton.pid,
-            self._skeleton.tracee,
-            self._skeleton.remote,
-            memory,
-            pidfd,
-        )
-        resume.prepare(self._skeleton, self._target, process)
-        self._sink = undo.enter_context(PageSink(memory, self._skeleton.space))
-        self._process = process
+        for skeleton in self._tree.living:
+            self._places.append(self._furnish(skeleton))
+        self._limits = BatchLimits(processes_max=len(self._places))
+
+    def _furnish(self, skeleton: Skeleton) -> "_Place":
+        """Give it all that its outline tells of."""
+        closing_it = self._undo.enter_context(ExitStack())
+        memory = closing_it.enter_context(TaskMemory(skeleton.pid))
+        pidfd = closing_it.enter_context(PidFd.open(skeleton.pid))
+        target = Target(skeleton.pid, skeleton.tracee, skeleton.remote, memory, pidfd)
+        target.elders = [place.target if place else None for place in self._places]
+        resume.prepare(skeleton, target, skeleton.process)
+        sink = closing_it.enter_context(PageSink(memory, skeleton.space))
+        return _Place(skeleton, target, sink, closing_it)
 
     def _receive(self) -> None:
         """Pages, changes of layout and the state, up to the end of them."""
@@ -214,11 +221,11 @@ class _Arrival:
                 case m.Pages(body):
                     raw = self._unpacker.unpack(body)
                     batch = PageBatch.decode(raw, self._limits)
-                    self._sink.write(batch)
+                    self._place(batch.process).sink.write(batch)
                     self._tally.count(batch)
-                    self._allowance.spend(batch.data.bytes, (self._skeleton.pid,))
-                case m.Layout(process=0, change=change):
-                    self._relayout(change)
+                    self._allowance.spend(batch.data.bytes, self._pids())
+                case m.Layout(process=index, change=change):
+                    self._change(index, change)
                 case m.RoundEnd(number=number):
                     tally, self._tally = self._tally, _Tally()
                     self._channel.send(
@@ -234,19 +241,63 @@ class _Arrival:
                 case _:
                     raise ImageError(f"{type(message).__name__} has no place here.")
 
-    def _relayout(self, change: bytes) -> None:
+    def _place(self, index: int) -> "_Place":
+        place = self._places[index] if index < len(self._places) else None
+        if place is None:
+            raise ImageError(f"There is no process {index} any more.")
+        return place
+
+    def _pids(self) -> tuple[Pid, ...]:
+        return tuple(place.skeleton.pid for place in self._places if place)
+
+    def _change(self, index: int, change: bytes) -> None:
+        """A change of mappings, or one that has joined the tree."""
+        if index == image.JOINS:
+            self._join(change)
+            return
+        place = self._place(index)
         layout = image.decode(change, image.Layout)
-        new = image.apply_layout(self._skeleton.space, layout)
-        self._skeleton.change(layout, new)
-        self._target.remote = self._skeleton.remote
-        self._sink.relayout(new)
+        new = image.apply_layout(place.skeleton.space, layout)
+        place.skeleton.change(layout, new)
+        place.target.remote = place.skeleton.remote
+        place.sink.relayout(new)
+
+    def _join(self, change: bytes) -> None:
+        joined = image.decode(change, Joined)
+        if not 0 < joined.index <= len(self._places) < image.PROCESSES_MAX:
+            raise ImageError("There is no place in the tree for that process.")
+        image.judge_process(joined.process, joined.index)
+        self._admission.require(joined.process)
+        for index, place in enumerate(self._places):
+            same = place and place.skeleton.process.pid == joined.process.pid
+            if place and same:
+                # Its number has passed on, or it is another program from now on.
+                place.closing.close()
+                self._places[index] = None
+        skeleton = self._tree.join(joined)
+        self._has_joined = True
+        if joined.index == len(self._places):
+            self._places.append(None)
+        self._places[joined.index] = self._furnish(skeleton)
+        self._limits = BatchLimits(processes_max=len(self._places))
 
     def _thaw_plan(self, payload: bytes) -> None:
         frozen = image.decode(payload, FrozenTree)
-        if len(frozen.processes) != 1 or not frozen.processes[0].tasks:
-            raise ImageError("The frozen tree is not the one that was offered.")
+        image.judge_frozen(frozen, len(self._places))
         self._frozen = frozen
-        resume.follow_threads(self._skeleton, frozen.processes[0])
+        for index, process in enumerate(frozen.processes):
+            place = self._places[index]
+            if process is None:
+                if place is not None:
+                    place.closing.close()
+                self._places[index] = None
+                self._tree.bury(index)
+            elif place is None:
+                raise ImageError(f"Process {index} was never heard of.")
+            else:
+                resume.follow_threads(place.skeleton, process)
+        for ended in frozen.ended:
+            self._tree.leave_ended(ended)
         reach("destination.state.heard")
 
     def _complete(self) -> None:
@@ -254,17 +305,26 @@ class _Arrival:
         began = time.monotonic_ns()
         if self._frozen is None:
             raise ImageError("The end came before the state.")
-        resume.complete(
-            self._skeleton, self._target, self._process, self._frozen.processes[0]
+        changes = self._has_joined or any(
+            process and process.descriptors for process in self._frozen.processes
         )
+        for place, frozen in zip(self._places, self._frozen.processes, strict=True):
+            if place is None or frozen is None:
+                continue
+            before = place.skeleton.process
+            if changes and frozen.descriptors is None and before.descriptors.leans():
+                # What it leans on may be another by now.
+                frozen = replace(frozen, descriptors=before.descriptors)
+            resume.complete(place.skeleton, place.target, before, frozen)
         reach("destination.completed")
         self._leaf.freeze()
-        self._skeleton.tracee.detach()
+        for skeleton in self._tree.living:
+            skeleton.tracee.detach()
         reach("destination.detached")
         if not self._leaf.wait_frozen(READY_HOLD_S):
             raise CannotBuild("cgroup", "The new process does not freeze.")
         self._journal.stand(
-            self._skeleton.pid,
+            self._tree.root.pid,
             self._leaf,
             restore_ns=lambda: time.monotonic_ns() - began,
         )
@@ -292,6 +352,16 @@ class _Arrival:
             return
         finally:
             self._leaf.dissolve()
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What belongs to one skeleton of the tree."""
+
+    skeleton: Skeleton
+    target: Target
+    sink: PageSink
+    closing: ExitStack  # gives back what we hold of it; not the skeleton
 
 
 def _end_leaf(leaf: Leaf) -> None:
@@ -348,11 +418,11 @@ def _reasons(error: Exception) -> tuple[Reason, ...]:
             return (Reason("destination", str(error)),)
 
 
-def _said(reasons: tuple[Reason, ...]) -> tuple[m.Reason, ...]:
-    return tuple(m.Reason(r.kind, r.pid, r.fd, m.text(r.message)) for r in reasons)
-
-
 def _refused(reasons: tuple[Reason, ...]) -> RefusedByDestination:
     return RefusedByDestination(
         "Refused: " + " ".join(r.message for r in reasons), reasons=reasons
     )
+
+
+def _said(reasons: tuple[Reason, ...]) -> tuple[m.Reason, ...]:
+    return tuple(m.Reason(r.kind, r.pid, r.fd, m.text(r.message)) for r in reasons)

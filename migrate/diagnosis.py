@@ -10,7 +10,7 @@ from migrate.errors import (
     RolledBack,
     TargetEnded,
 )
-from migrate.freeze import DidNotFreeze
+from migrate.freeze import BirthUnderWay, DidNotFreeze
 from migrate.kernel import procfs
 from migrate.kinds.kind import CannotCarry
 from precopy.errors import GuardRegions, KernelError, TaskVanished
@@ -47,6 +47,11 @@ def of(error: Exception, pid: Pid, *, offered: bool) -> MigrateError | None:
             return RolledBack(f"Something came up that cannot go: {error.message}")
         case GuardRegions():
             return RolledBack(f"Something came up that cannot go: {error}.")
+        case BirthUnderWay():
+            return RolledBack(
+                "It was starting a child each time that it was to stand still.",
+                way_out="Start the move again.",
+            )
         case DidNotFreeze():
             return RolledBack("A thread of it would not stop.")
         case KernelError() if not offered:

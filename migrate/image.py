@@ -1,15 +1,17 @@
 """What a tree of processes is, in frozen records, and their bytes.
 
-Three records travel. The outline, before the first page: everything that can be built
-while the source still runs. A layout, whenever mappings have changed. The frozen tree,
-once: what no longer changes because nothing runs, without what the outline already
-said. Memory itself goes in pages frames, which precopy makes.
+Four records travel. The outline, before the first page: everything that can be built
+while the source still runs. A layout, whenever mappings have changed. One for each
+process that joins the tree meanwhile. The frozen tree, once: what no longer changes
+because nothing runs, without what the outline already said. Memory itself goes in pages
+frames, which precopy makes.
 
 Ids are those that the processes see themselves. Paths are bytes. Everything here comes
 from the peer at the destination: decoding is strict, and `judge` refuses what no source
 would send.
 """
 
+import signal
 from dataclasses import dataclass
 from typing import Final, NewType, TypeVar
 
@@ -28,6 +30,9 @@ Index = NewType("Index", int)
 
 VMAS_MAX: Final = 65_530  # /proc/sys/vm/max_map_count of most hosts
 TASKS_MAX: Final = 32_768
+# The index under which a Layout message brings a process that has joined the tree.
+JOINS: Final = 0xFFFF_FFFF
+PROCESSES_MAX: Final = 4096  # as many pids as OfferAccepted holds
 _MMAP_MIN: Final = 65_536  # /proc/sys/vm/mmap_min_addr of most hosts
 
 
@@ -69,6 +74,35 @@ class Process:
     tasks: tuple[Task, ...]  # the leader first
     kinds: tuple[Dumped, ...]
     descriptors: Descriptors
+    # Its place in the tree: -1, the root's, or one whose parent is not in it.
+    parent: int = -1
+    bearer: int = 0  # the thread of its parent that it is a child of; 0: the leader
+    exit_signal: int = signal.SIGCHLD  # what its parent gets when it ends
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A process that has ended, and was not waited for yet."""
+
+    pid: int
+    parent: int
+    process_group: int
+    session: int
+    comm: str
+    status: int  # as wait(2) gives it
+    exit_signal: int
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A process that has come to the tree since the outline.
+
+    ``index`` is the next that is free, or that of a process which has executed
+    another program: then it is to be what ``process`` says from its memory on.
+    """
+
+    index: int
+    process: Process
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,16 +171,17 @@ class FrozenProcess:
 
 @dataclass(frozen=True, slots=True)
 class FrozenTree:
-    """The tree in the freeze, in the order of the outline."""
+    """The tree in the freeze, in the order of the outline and of joining."""
 
-    processes: tuple[FrozenProcess, ...]
+    processes: tuple[FrozenProcess | None, ...]  # None: it has ended
+    ended: tuple[Ended, ...] = ()  # in the order of their births
 
 
 _encoder = msgspec.msgpack.Encoder()
-_T = TypeVar("_T", Outline, Layout, FrozenTree)
+_T = TypeVar("_T", Outline, Layout, Joined, FrozenTree)
 
 
-def encode(record: Outline | Layout | FrozenTree) -> bytes:
+def encode(record: Outline | Layout | Joined | FrozenTree) -> bytes:
     """The bytes that travel."""
     return _encoder.encode(record)
 
@@ -170,13 +205,48 @@ def judge(outline: Outline) -> None:
     Raises:
         ImageError: and why.
     """
-    if len(outline.processes) != 1:
-        raise ImageError(
-            f"A tree of {len(outline.processes)} processes cannot be received yet."
-        )
-    for process in outline.processes:
-        _judge_ids(process)
-        judge_vmas(process.vmas)
+    if not 1 <= len(outline.processes) <= PROCESSES_MAX:
+        raise ImageError(f"There are no trees of {len(outline.processes)} processes.")
+    for index, process in enumerate(outline.processes):
+        if index and process.parent < 0:
+            raise ImageError("Only the root has its parent elsewhere.")
+        judge_process(process, index)
+    own = [task.tid for process in outline.processes for task in process.tasks]
+    if len(set(own)) != len(own):
+        raise ImageError("A number is that of two tasks.")
+
+
+def judge_process(process: Process, index: int) -> None:
+    """Refuse a process that cannot be at this place in a tree.
+
+    Raises:
+        ImageError: and why.
+    """
+    if not -1 <= process.parent < max(index, 1) or not 0 <= process.exit_signal <= 64:
+        raise ImageError("Parents come before their children.")
+    _judge_ids(process)
+    judge_vmas(process.vmas)
+
+
+def judge_frozen(frozen: FrozenTree, processes: int) -> None:
+    """Refuse a frozen tree that is not that of so many processes.
+
+    Raises:
+        ImageError: and why.
+    """
+    tree = frozen.processes
+    if len(tree) != processes or all(process is None for process in tree):
+        raise ImageError("The frozen tree is not the one that was offered.")
+    if any(process is not None and not process.tasks for process in tree):
+        raise ImageError("A process without a thread is none.")
+    for ended in frozen.ended:
+        if (
+            not -1 <= ended.parent < processes
+            or ended.pid <= 0
+            or not 0 <= ended.exit_signal <= 64
+            or not 0 <= ended.status <= 0xFFFF
+        ):
+            raise ImageError("A process cannot have ended like that.")
 
 
 def _judge_ids(process: Process) -> None:

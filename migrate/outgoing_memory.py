@@ -7,7 +7,6 @@ become zero is named to it only if it was sent before. What it lacks is the back
 which a round may hold some back; the last of them, sent while nothing runs, is all.
 """
 
-import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -18,25 +17,19 @@ from migrate.image import Index, Layout
 from migrate.kernel import procfs
 from migrate.kinds.kind import CannotCarry
 from migrate.mapped_files import MappingVanished, mapped_files
-from migrate.page_sender import PageSender
 from migrate.preflight import memory as memory_rules
 from precopy.address_space import AddressSpace, AddressSpaceChange, Vma
 from precopy.backlog import Backlog
 from precopy.ids import Pid
 from precopy.page_set import PageSet
-from precopy.page_stream import batches
-from precopy.rounds import Dropped, RoundRecord, split_dropped
+from precopy.page_stream import PageBatch, batches
+from precopy.rounds import Dropped, split_dropped
 from precopy.task_memory import TaskMemory
 from precopy.tracker import DirtyTracker
 from transport import messages as m
 from transport.channel import Channel
 
-APPLY_S: Final = 600.0  # the destination catches up with a round
-_REPORT_BATCHES: Final = 64
-# In the freeze: up to so many pages a second thread costs more than it gives.
-_AT_ONCE_PAGES_MAX: Final = 2048
 _LOOKS_MAX: Final = 10
-_ROOT: Final = Index(0)
 # Flags that a registration with userfaultfd(2) leaves in smaps: our tracker's doing.
 _TRACKED_FLAGS: Final = frozenset({"um", "uw"})
 
@@ -51,49 +44,30 @@ class Taken:
     written_pages: int  # since the look before
 
 
-class _Tally:
-    """What was sent since the last round ended."""
-
-    def __init__(self) -> None:
-        self.batches = 0
-        self.pages = 0
-        self.bytes = 0
-
-    def count(self, pages: int, size_bytes: int) -> None:
-        self.batches += 1
-        self.pages += pages
-        self.bytes += size_bytes
-
-
 class OutgoingMemory:
     """One process's memory, from the first look to the last.
 
-    ``memory``, ``tracker`` and ``sender`` stay the caller's. ``proceed`` is called
-    between two batches; what it raises ends the sending.
+    ``memory`` and ``tracker`` stay the caller's.
     """
 
     def __init__(
         self,
+        index: Index,
         memory: TaskMemory,
         tracker: DirtyTracker,
         space: AddressSpace,
         channel: Channel,
-        sender: PageSender,
-        proceed: Callable[[], None],
     ) -> None:
+        self._index = index
         self._pid: Pid = memory.pid
         self._memory = memory
         self._tracker = tracker
         self._space = space  # as the destination has it
         self._channel = channel
-        self._sender = sender
-        self._proceed = proceed
         self._maps = procfs.MapsParser()
         self._plain = AddressSpace()
-        self._tally = _Tally()
         self._backlog = Backlog()
         self.sent = PageSet.EMPTY
-        self.rounds: list[RoundRecord] = []
 
     def take(self, *, final: bool = False) -> Taken:
         """What was written since the last time; the destination follows the layout.
@@ -148,7 +122,7 @@ class OutgoingMemory:
         extents: tuple[tuple[int, int], ...],
     ) -> None:
         layout = Layout.of(change, renewed, files, extents)
-        self._channel.send(m.Layout(_ROOT, image.encode(layout)))
+        self._channel.send(m.Layout(self._index, image.encode(layout)))
 
     def _look_at_mappings(self, *, final: bool) -> AddressSpace:
         """The mappings now, with their flags.
@@ -163,77 +137,31 @@ class OutgoingMemory:
             return self._space
         return AddressSpace(_without_our_mark(procfs.read_smaps(self._pid)))
 
-    def send_round(
-        self,
-        taken: Taken,
-        *,
-        hold_back: PageSet = PageSet.EMPTY,
-        progress: Callable[[int, float], None] = lambda pages, rate: None,
-    ) -> RoundRecord:
-        """Send a pre-copy round, and wait until the destination has all of it.
-
-        Pages to ``hold_back`` are found again in what is taken next. ``progress``
-        hears the pages sent so far and the bytes per second.
-        """
-        record = RoundRecord(len(self.rounds) + 1)
-        began_s = time.monotonic()
-        wire_before = self._channel.traffic.bytes_sent
-        self._send(taken, hold_back, record, progress)
-        tally, self._tally = self._tally, _Tally()
-        self._channel.send(
-            m.RoundEnd(record.number, tally.batches, tally.pages, tally.bytes)
-        )
-        self._channel.expect(m.RoundDone, timeout_s=APPLY_S)
-        record.bytes_wire = self._channel.traffic.bytes_sent - wire_before
-        record.duration_s = time.monotonic() - began_s
-        self.rounds.append(record)
-        return record
-
-    def send_last(self, taken: Taken) -> None:
-        """Send the pages of the frozen process, and the end mark."""
-        self._send(taken, PageSet.EMPTY, None, lambda pages, rate: None)
-        tally = self._tally
-        self._channel.send(m.End(tally.batches, tally.pages, tally.bytes))
-
-    def _send(
+    def batches(
         self,
         taken: Taken,
         hold_back: PageSet,
-        record: RoundRecord | None,
-        progress: Callable[[int, float], None],
-    ) -> None:
-        """Send what was taken; without a ``record`` it is for the last time."""
-        began_s = time.monotonic()
+        batch_pages_max: int,
+        room: Callable[[], bytearray] | None,
+    ) -> Iterator[PageBatch]:
+        """What was taken, in batches to be sent, each valid until the next is drawn.
+
+        Pages to ``hold_back`` are found again in what is taken next.
+        """
         data = self._backlog.hand_out(but=hold_back)
-        # Nobody is served by keeping to a cap while the process stands still.
-        at_once = record is None and data.pages <= _AT_ONCE_PAGES_MAX
-        if not at_once:
-            self._sender.begin(capped=record is not None)
-        send = self._sender.send_at_once if at_once else self._sender.send
-        record = record or RoundRecord(0)
         found: list[PageSet] = []
         for batch in batches(
             self._memory,
-            _ROOT,
+            self._index,
             data,
             sent=self.sent,
             anonymous=self._space.anonymous_ranges(),
             zeros=taken.dropped.zeros & self.sent,
-            batch_pages_max=self._sender.batch_pages_max,
-            room=None if at_once else self._sender.room,
+            batch_pages_max=batch_pages_max,
+            room=room,
         ):
-            self._proceed()
-            send(batch)
+            yield batch
             found.append(batch.data)
-            self._tally.count(batch.pages, batch.data.bytes)
-            record.pages += batch.data.pages
-            record.zero_pages += batch.zeros.pages
-            record.bytes_raw += batch.data.bytes
-            if self._tally.batches % _REPORT_BATCHES == 0:
-                spent_s = max(time.monotonic() - began_s, 1e-6)
-                progress(record.pages, record.bytes_raw / spent_s)
-        if not at_once:
-            self._sender.drain()
         self.sent |= PageSet.of(run for pages in found for run in pages)
 
 

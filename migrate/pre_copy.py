@@ -2,14 +2,13 @@
 
 from typing import Final
 
-from migrate.brake import Brake
+from migrate.brake import Brakes
 from migrate.errors import RolledBack
 from migrate.options import MoveOptions, OnStall
-from migrate.outgoing_memory import OutgoingMemory, Taken
+from migrate.outgoing_tree import OutgoingTree, TakenTree
 from migrate.progress import Progress
 from migrate.report import size
 from precopy.convergence import FIXED_S, Convergence, Decision
-from precopy.page_set import PageSet
 from precopy.rounds import RoundRecord
 
 # What the freeze of one thread, its state and its thaw cost, all in all.
@@ -23,8 +22,8 @@ class PreCopy:
 
     def __init__(
         self,
-        memory: OutgoingMemory,
-        brake: Brake,
+        memory: OutgoingTree,
+        brake: Brakes,
         options: MoveOptions,
         progress: Progress,
         *,
@@ -48,11 +47,11 @@ class PreCopy:
             RolledBack: they have stalled, and that was to be the end of it.
         """
         convergence = self._convergence
-        taken, hold_back = self._memory.take(), PageSet.EMPTY
+        taken, hold_back_hot = self._memory.take(), False
         while True:
-            record = self._send(taken, hold_back)
+            record = self._send(taken, hold_back_hot=hold_back_hot)
             taken = self._memory.take()
-            convergence.record(record, taken.data.pages, taken.written_pages)
+            convergence.record(record, taken.data_pages, taken.written_pages)
             self._progress.round_ended(
                 record, convergence.estimate_s, convergence.downtime_limit_s
             )
@@ -61,20 +60,20 @@ class PreCopy:
                 decision = Decision.ANOTHER
             if decision is not Decision.ANOTHER:
                 break
-            worth = convergence.holds_back(taken.hot.pages, taken.data.pages)
-            hold_back = taken.hot if worth else PageSet.EMPTY
-        self._send(taken, taken.hot)
+            hold_back_hot = convergence.holds_back(taken.hot_pages, taken.data_pages)
+        self._send(taken, hold_back_hot=True)
 
     def once_more(self) -> None:
         """A round of what was written since, right before the freeze."""
-        taken = self._memory.take()
-        self._send(taken, taken.hot)
+        self._send(self._memory.take(), hold_back_hot=True)
 
-    def _send(self, taken: Taken, hold_back: PageSet) -> RoundRecord:
-        pages = taken.data.pages - hold_back.pages
+    def _send(self, taken: TakenTree, *, hold_back_hot: bool) -> RoundRecord:
+        pages = taken.data_pages - (taken.hot_pages if hold_back_hot else 0)
         self._progress.round_started(len(self._memory.rounds) + 1, pages)
         record = self._memory.send_round(
-            taken, hold_back=hold_back, progress=self._progress.round_progress
+            taken,
+            hold_back_hot=hold_back_hot,
+            progress=self._progress.round_progress,
         )
         record.pause_s = self._brake.pause_s()
         return record

@@ -22,8 +22,9 @@ from dataclasses import replace
 from typing import Final, Self
 
 from migrate.image import Layout, Process, Task
-from migrate.kernel import procfs, tracee
+from migrate.kernel import offspring, procfs, tracee
 from migrate.kernel.birth import Birth, Ids, NotBorn, Owner, bear, taken
+from migrate.kernel.offspring import Offspring
 from migrate.kernel.remote import (
     WORKBENCH_BYTES,
     Remote,
@@ -35,7 +36,7 @@ from migrate.kernel.tracee import Tracee
 from migrate.mapping import CannotBuild, advise_anew, map_all
 from precopy.address_space import AddressSpace, Vma
 from precopy.errors import TaskVanished
-from precopy.ids import PAGE_BYTES, Tid
+from precopy.ids import PAGE_BYTES, Pid, Tid
 from precopy.page_set import PageSet
 from precopy.page_stream import BATCH_PAGES_MAX
 from precopy.pagemap import Pagemap
@@ -63,38 +64,93 @@ class Skeleton:
     def __init__(
         self,
         process: Process,
-        birth: Birth,
+        pid: Pid,
+        init: Pid | None = None,
         *,
         keep_tids: bool,
     ) -> None:
         self.process = process
         self._keep_tids = keep_tids
-        self.pid = birth.pid  # as we see it
-        self.namespace_init = birth.init
+        self.pid = pid  # as we see it
+        self.namespace_init = init
+        # By their own numbers. A leader out of sight shows as 0: then it leads its own.
+        self.session = process.session or process.pid
+        self.process_group = process.process_group or process.pid
         self.space = AddressSpace()
         self.tids: dict[int, Tid] = {}  # its own numbers → ours
         self.tracee: Tracee
         self.remote: Remote
 
     @classmethod
-    def build(cls, process: Process, leaf: int, policy: PidPolicy) -> Self:
+    def build(
+        cls,
+        process: Process,
+        leaf: int,
+        policy: PidPolicy,
+        others: Sequence[Process] = (),
+    ) -> Self:
         """Bear it in the cgroup that ``leaf`` is a descriptor of, and map everything.
+
+        The numbers of ``others`` must be free as well.
 
         Raises:
             CannotBuild: and why.
         """
-        birth = _bear(process, leaf, policy)
-        skeleton = cls(process, birth, keep_tids=policy is not PidPolicy.ANY)
+        birth = _bear(process, leaf, policy, others)
+        keep = policy is not PidPolicy.ANY
+        skeleton = cls(process, birth.pid, birth.init, keep_tids=keep)
         try:
             skeleton._execute(birth)
-            skeleton._empty()
-            map_all(skeleton.remote, process.vmas, process.files)
-            skeleton.space = AddressSpace(process.vmas)
-            skeleton.add_threads(process.tasks[1:])
+            skeleton._furnish()
         except BaseException:
             skeleton.destroy()
             raise
         return skeleton
+
+    @classmethod
+    def of_child(
+        cls, process: Process, child: Offspring, *, session: int, process_group: int
+    ) -> Self:
+        """Make it of a child that a skeleton of the tree has borne.
+
+        It has its session and its group, which may be another than it is to have.
+
+        Raises:
+            CannotBuild: and why; the child has ended.
+        """
+        skeleton = cls(process, child.pid, keep_tids=True)
+        skeleton.tracee, skeleton.remote = child.tracee, child.remote
+        skeleton.session, skeleton.process_group = session, process_group
+        try:
+            skeleton.execute(process)
+        except BaseException:
+            skeleton.destroy()
+            raise
+        return skeleton
+
+    def execute(self, process: Process) -> None:
+        """Turn it into ``process``, which runs a program of its own: from its memory
+        on all is new.
+
+        Raises:
+            CannotBuild: and why.
+        """
+        self.process = process
+        self.end_threads([own for own in self.tids if own != process.pid])
+        try:
+            offspring.execute(self.tracee, self.remote, process.executable)
+        except RemoteError as error:
+            raise _not_executed(process.executable, error.errno or 0) from error
+        self.tids = {process.pid: self.tracee.tids[0]}
+        self._furnish()
+
+    def _furnish(self) -> None:
+        """From the moment of its exec: mappings and threads."""
+        process = self.process
+        self._empty()
+        map_all(self.remote, process.vmas, process.files)
+        self.space = AddressSpace(process.vmas)
+        self.add_threads(process.tasks[1:])
 
     def _execute(self, birth: Birth) -> None:
         """Let it execute the program; it is stopped before its first instruction."""
@@ -102,6 +158,7 @@ class Skeleton:
             self.tracee = Tracee.seize(
                 self.pid,
                 options=tracee.OPTION_TRACE_EXEC
+                | tracee.OPTION_TRACE_FORK
                 | tracee.OPTION_TRACE_CLONE
                 | tracee.OPTION_TRACE_SYSGOOD
                 | tracee.OPTION_EXIT_KILL,
@@ -115,7 +172,7 @@ class Skeleton:
                 self.tracee.resume(leader)
                 status = self.tracee.wait(leader)
             if not os.WIFSTOPPED(status):
-                raise _not_executed(self.process.executable, birth.error)
+                raise _not_executed(self.process.executable, _said(birth.error))
             # At this event the task is still inside execve(2), whose exit would
             # overwrite rax: one more stop, outside of it.
             self.tracee.interrupt(leader)
@@ -330,27 +387,53 @@ class Skeleton:
 
     def destroy(self) -> None:
         """Kill it and wait for its end. Harmless when it has ended already."""
-        for pid in (self.pid, self.namespace_init):
-            if pid is None:
-                continue
+        destroy_all([self])
+
+    def kill(self) -> None:
+        """SIGKILL, and to the init of its pid namespace, if it has one."""
+        for pid in self._pids():
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
+
+    def reap(self) -> None:
+        """Wait, as its tracer, for the end of a killed one; its parent is told."""
         if hasattr(self, "tracee"):
             self.tracee.reap()
-        for pid in (self.pid, self.namespace_init):
-            if pid is None:
-                continue
+
+    def wait(self) -> None:
+        """Wait for it, if it is a child of ours."""
+        for pid in self._pids():
             try:
                 os.waitpid(pid, 0)
             except ChildProcessError:
                 continue
 
+    def _pids(self) -> list[Pid]:
+        return [self.pid, *([self.namespace_init] if self.namespace_init else [])]
 
-def _bear(process: Process, leaf: int, policy: PidPolicy) -> Birth:
-    wanted = {task.tid for task in process.tasks}
-    wanted |= {process.process_group, process.session} - {0}
+
+def destroy_all(skeletons: Sequence[Skeleton]) -> None:
+    """Kill them, which are parents and children, and wait for their ends.
+
+    First all are killed, then all are reaped by their tracer: a parent that has ended
+    leaves its children to us, who wait last.
+    """
+    for skeleton in skeletons:
+        skeleton.kill()
+    for skeleton in skeletons:
+        skeleton.reap()
+    for skeleton in skeletons:
+        skeleton.wait()
+
+
+def _bear(
+    process: Process, leaf: int, policy: PidPolicy, others: Sequence[Process]
+) -> Birth:
+    wanted = {task.tid for one in (process, *others) for task in one.tasks}
+    for one in (process, *others):
+        wanted |= {one.process_group, one.session} - {0}
     if policy is PidPolicy.AUTO:
         policy = PidPolicy.NEW_NAMESPACE if taken(wanted) else PidPolicy.KEEP
     # A leader outside of its pid namespace shows as 0: then it leads its own session.
@@ -371,10 +454,14 @@ def _bear(process: Process, leaf: int, policy: PidPolicy) -> Birth:
         raise CannotBuild("pid", f"{error} Try --pid new-namespace.") from error
 
 
-def _not_executed(executable: bytes, error: int) -> CannotBuild:
+def _said(error: int) -> int:
+    """Why a process could not execute its program, as it told us."""
     ready, _, _ = select.select([error], [], [], 1.0)
     said = os.read(error, 4) if ready else b""
-    number = int.from_bytes(said, "little") if len(said) == 4 else errno.ECHILD
+    return int.from_bytes(said, "little") if len(said) == 4 else errno.ECHILD
+
+
+def _not_executed(executable: bytes, number: int) -> CannotBuild:
     return CannotBuild(
         "executable",
         f"{os.fsdecode(executable)} cannot be executed here: {explain(number)}.",

@@ -10,7 +10,7 @@ import gc
 import os
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from math import inf
 from threading import Event, Lock
@@ -30,7 +30,7 @@ from migrate import (
     recovery,
     tracking,
 )
-from migrate.brake import Brake
+from migrate.departing_tree import DepartingTree
 from migrate.departure_journal import DepartureJournal, Unanswered
 from migrate.doubt import ask_for_ever
 from migrate.embarkation import embark
@@ -45,28 +45,24 @@ from migrate.errors import (
     RolledBackWithoutLocks,
 )
 from migrate.failpoints import reach
-from migrate.freeze import Frozen, freeze, own_leaf
-from migrate.image import FrozenTree, Index, Outline
-from migrate.kernel import cgroups, probes, procfs
+from migrate.freeze import Frozen, freeze_between_births, own_leaf
+from migrate.image import FrozenProcess, FrozenTree, Outline
+from migrate.kernel import cgroups, probes
 from migrate.kernel.cgroups import Leaf
-from migrate.kernel.pidfds import PidFd
 from migrate.kernel.remote import Remote
-from migrate.kernel.sleepers import Sleepers
-from migrate.kernel.tracee import Tracee
 from migrate.kinds import file_lock
-from migrate.kinds.kind import CannotCarry, Source
+from migrate.kinds.file_lock import FileLocks
+from migrate.kinds.kind import Source
 from migrate.options import MoveOptions, Peer, PidPolicy
-from migrate.outgoing_memory import OutgoingMemory
+from migrate.outgoing_tree import OutgoingTree
 from migrate.page_sender import PageSender
 from migrate.pre_copy import PreCopy
 from migrate.progress import Progress
 from migrate.report import DowntimeParts, MovedProcess, Report
 from migrate.state_directory import CannotKeep, StateDirectory
 from migrate.tracer_thread import TracerThread
-from precopy.address_space import AddressSpace
 from precopy.errors import TaskVanished
 from precopy.ids import PAGE_BYTES, Pid
-from precopy.task_memory import TaskMemory
 from transport import channel as transport_channel
 from transport import messages as m
 from transport.channel import Channel
@@ -83,7 +79,6 @@ _TRACKED_FLAGS: Final = frozenset({"um", "uw"})
 _IS_IT_AN_AGENT: Final = (
     "Is an agent listening there? (migrate agent --listen HOST:PORT)"
 )
-_ROOT: Final = Index(0)
 _PID_POLICIES: Final = {
     PidPolicy.AUTO: m.PidPolicy.AUTO,
     PidPolicy.KEEP: m.PidPolicy.KEEP,
@@ -190,9 +185,7 @@ class Departure:
         self._called_off = Event()
         self._why_called_off = ""
         self._handing_over = Lock()
-        self._sleepers = Sleepers(pid)
-        self._memory: OutgoingMemory | None = None
-        self._known = dump.Memory()
+        self._memory: OutgoingTree | None = None
         self._downtime_s: float | None = None
         self._parts = DowntimeParts()
         self._began_s = time.monotonic()
@@ -228,35 +221,29 @@ class Departure:
 
     def _tell_story(self) -> None:
         with ExitStack() as undo:
-            self._pidfd = undo.enter_context(PidFd.open(self._pid))
             self.journal = undo.enter_context(
                 DepartureJournal(self._state, self._transaction, self._pid, self._peer)
             )
             self._greet()
             reach("source.greeted")
             self._progress.preparing("looking at the process")
-            brake = undo.enter_context(Brake(self._pid, self._sleepers))
-            self._look(undo, brake)
+            tree = DepartingTree(self._pid, self._options.tracker, self._channel, undo)
+            self._tree = tree
+            outline = tree.look()
             reach("source.tracked")
             self._progress.preparing("building its skeleton at the destination")
-            self._offer()
+            self._offer(outline)
             reach("source.offered")
-            memory = OutgoingMemory(
-                undo.enter_context(TaskMemory(self._pid)),
-                self._tracker,
-                AddressSpace(self._process.vmas),
-                self._channel,
-                undo.enter_context(self._sender()),
-                self._proceed,
-            )
+            sender = undo.enter_context(self._sender())
+            memory = OutgoingTree(tree, self._channel, sender, self._proceed)
             self._memory = memory
             rounds = PreCopy(
                 memory,
-                brake,
+                tree.brakes,
                 self._options,
                 self._progress,
                 round_trip_s=self._channel.ping(),
-                threads=len(self._process.tasks),
+                threads=sum(len(process.tasks) for process in outline.processes),
             )
             rounds.run()
             reach("source.rounds.sent")
@@ -271,7 +258,7 @@ class Departure:
             gc.disable()
             # All this took a while: what was written meanwhile goes before the freeze.
             rounds.once_more()
-            brake.release()
+            tree.brakes.release()
             self._stop_and_copy(leaf, memory)
 
     def _sender(self) -> PageSender:
@@ -303,39 +290,29 @@ class Departure:
             )
         self._channel.send(m.Hello(m.VERSION_MAX, self._transaction))
 
-    def _look(self, undo: ExitStack, brake: Brake) -> None:
-        """One short stop: what is it made of, and start to track its writes."""
-        # What can be seen of a running process is looked at before the stop.
-        mapped = dump.Mapped.of(self._pid)
-        with brake.holding() as tracee, tracee.remote() as remote:
-            source = self._source(tracee, remote)
-            look = dump.look(source, self._known)
-            self._tracker = tracking.tracker(
-                self._options.tracker, source, brake.holding
-            )
-        undo.callback(self._tracker.close)
-        self._process = dump.outline(look, mapped, self._known)
-
-    def _offer(self) -> None:
-        outline = image.encode(Outline((self._process,)))
-        self._channel.send(m.Offer(outline, self._offered_options()))
+    def _offer(self, outline: Outline) -> None:
+        options = self._offered_options(outline)
+        self._channel.send(m.Offer(image.encode(outline), options))
         accepted = self._channel.expect(m.OfferAccepted, timeout_s=BUILD_S)
-        self._moved = (
+        if len(accepted.pids) != len(outline.processes):
+            raise RolledBack("The destination has built another tree.")
+        self._moved = tuple(
             MovedProcess(
-                pid=self._pid,
-                destination_pid=accepted.pids[0],
-                destination_pid_in_namespace=self._process.pid,
-                threads=len(self._process.tasks),
-                comm=self._process.comm,
-            ),
+                pid=process.pid,
+                destination_pid=pid,
+                destination_pid_in_namespace=process.pid,
+                threads=len(process.tasks),
+                comm=process.comm,
+            )
+            for pid, process in zip(accepted.pids, outline.processes, strict=True)
         )
 
-    def _offered_options(self) -> m.Options:
+    def _offered_options(self, outline: Outline) -> m.Options:
         realtime = time.clock_gettime_ns(time.CLOCK_REALTIME)
         return m.Options(
             codecs=page_sender.offered(self._options.compress),
             streams=1,
-            tracker=self._tracker.name,
+            tracker=self._tree.root.tracker.name,
             pid_policy=_PID_POLICIES[self._options.pid_policy],
             monotonic_minus_realtime_ns=time.clock_gettime_ns(time.CLOCK_MONOTONIC)
             - realtime,
@@ -343,14 +320,15 @@ class Departure:
             - realtime,
             page_bytes=PAGE_BYTES,
             machine=os.uname().machine,
-            features=admission.names_of((self._process,)),
+            features=admission.names_of(outline.processes),
         )
 
-    def _stop_and_copy(self, leaf: Leaf, memory: OutgoingMemory) -> None:
+    def _stop_and_copy(self, leaf: Leaf, memory: OutgoingTree) -> None:
         self._progress.freezing()
-        with freeze(leaf, self._pid, self._sleepers) as frozen:
+        sleepers = {member.pid: member.sleepers for member in self._tree.members}
+        with freeze_between_births(leaf, sleepers, self._proceed) as frozen:
             stopped_s = time.monotonic()
-            self._require_still_alone()
+            self._tree.settle(frozen)
             reach("source.frozen")
             with self._lending_locks(frozen) as lent:
                 self._send_state(frozen, lent)
@@ -367,8 +345,7 @@ class Departure:
                 self._hand_over(frozen, ready)
             ended_s = time.monotonic()
             self.journal.arrived()
-            frozen.tracee.kill()
-            frozen.tracee.reap()
+            frozen.kill()
             reach("source.killed")
         self._downtime_s = ended_s - frozen.began_s
         self._parts = DowntimeParts(
@@ -382,27 +359,10 @@ class Departure:
         self._progress.arrived()
         self._say_goodbye()
 
-    def _source(self, tracee: Tracee, remote: Remote) -> Source:
-        return Source(self._pid, tracee, remote, self._pidfd, procfs.fds(self._pid))
-
-    def _require_still_alone(self) -> None:
-        """Nothing may have been born since the preflight that would stay behind.
-
-        Raises:
-            CannotCarry: it has children now.
-        """
-        if children := procfs.children(self._pid):
-            raise CannotCarry(
-                "child",
-                f"pid {self._pid} has started a child meanwhile (pid {children[0]}); "
-                "a family cannot be moved yet. Try again when it has ended.",
-                pid=self._pid,
-            )
-
     @contextmanager
-    def _lending_locks(self, frozen: Frozen) -> Iterator[list[file_lock.FileLocks]]:
+    def _lending_locks(self, frozen: Frozen) -> Iterator[dict[Pid, FileLocks]]:
         """Locks that are given up in here are taken again, unless it is handed over."""
-        lent: list[file_lock.FileLocks] = []
+        lent: dict[Pid, FileLocks] = {}
         try:
             yield lent
         except BaseException:
@@ -410,19 +370,19 @@ class Departure:
                 self._take_back(frozen, lent)
             raise
 
-    def _take_back(self, frozen: Frozen, lent: list[file_lock.FileLocks]) -> None:
+    def _take_back(self, frozen: Frozen, lent: Mapping[Pid, FileLocks]) -> None:
         # The copy over there may have them by now, until it is ended.
         self._channel.abort([m.Reason("source", self._pid, None, "called off")])
         try:
-            with frozen.injecting() as remote:
-                for locks in lent:
-                    self._insist(remote, locks)
+            with frozen.injecting() as remotes:
+                for pid, locks in lent.items():
+                    self._insist(remotes[pid], locks)
         finally:
             # Not to be taken once more: it may give one up by itself from now on.
             self.journal.given_back()
 
     @staticmethod
-    def _insist(remote: Remote, locks: file_lock.FileLocks) -> None:
+    def _insist(remote: Remote, locks: FileLocks) -> None:
         lost = lent_locks.patiently(lambda: file_lock.reacquire(remote, locks))
         if lost:
             raise RolledBackWithoutLocks(
@@ -430,27 +390,43 @@ class Departure:
                 f"{lost[0].message}"
             ) from lost[0]
 
-    def _send_state(self, frozen: Frozen, lent: list[file_lock.FileLocks]) -> None:
+    def _send_state(self, frozen: Frozen, lent: dict[Pid, FileLocks]) -> None:
         """Everything but memory; afterwards its file locks are nobody's."""
-        states = frozen.tracee.states()
-        with frozen.injecting() as remote:
-            source = self._source(frozen.tracee, remote)
-            record = dump.frozen(
-                source, self._process, states, frozen.timed, self._known
-            )
-            locks = file_lock.dump(source)
-            if locks is not None:
-                self.journal.lend(lent_locks.encode(locks))
-                lent.append(locks)
-                file_lock.release(source, locks)
-        self._channel.send(m.State(image.encode(FrozenTree((record,)))))
+        states = {pid: tracee.states() for pid, tracee in frozen.tracees.items()}
+        records: list[FrozenProcess | None] = []
+        with frozen.injecting() as remotes:
+            for member, source in self._tree.sources(frozen, remotes):
+                if member is None or source is None:
+                    records.append(None)
+                    continue
+                records.append(
+                    dump.frozen(
+                        source,
+                        member.process,
+                        states[member.pid],
+                        frozen.timed[member.pid],
+                        member.known,
+                    )
+                )
+                self._lend_locks(source, lent)
+            tree = FrozenTree(tuple(records), self._tree.ended())
+        self._channel.send(m.State(image.encode(tree)))
+
+    def _lend_locks(self, source: Source, lent: dict[Pid, FileLocks]) -> None:
+        locks = file_lock.dump(source)
+        if locks is None:
+            return
+        if source.pid == self._pid:
+            self.journal.lend(lent_locks.encode(locks))
+        lent[source.pid] = locks
+        file_lock.release(source, locks)
 
     def _hand_over(self, frozen: Frozen, ready: m.Ready) -> None:
         """Go, and wait for the answer: it is not ours to decide any more."""
         with self._handing_over:
             if self._called_off.is_set():
                 raise CalledOff
-            if self._pidfd.has_ended():
+            if any(member.pidfd.has_ended() for member in self._tree.members):
                 # A frozen process can be killed, and its end is its own.
                 raise TaskVanished(self._pid)
             self._progress.handing_over()
@@ -490,7 +466,7 @@ class Departure:
         return Report(
             outcome=Outcome.ARRIVED,
             transaction=self._transaction.hex(),
-            tracker=self._tracker.name if hasattr(self, "_tracker") else None,
+            tracker=self._tree.root.tracker.name if self._moved else None,
             processes=self._moved,
             downtime_s=self._downtime_s,
             downtime_parts_s=self._parts,
@@ -498,5 +474,5 @@ class Departure:
             rounds=tuple(rounds),
             bytes_raw=sum(record.bytes_raw for record in rounds),
             bytes_wire=self._channel.traffic.bytes_sent,
-            resident_bytes=self._memory.sent.bytes if self._memory else 0,
+            resident_bytes=self._memory.sent_bytes if self._memory else 0,
         )

@@ -1,13 +1,14 @@
 """Why a descriptor cannot go: said before anything is touched.
 
 What no kind claims is refused by what its link in /proc/PID/fd says. So is what others
-have a share in: a description that another process has too would be two afterwards.
+have a share in: a description that a process outside of the tree has too would be two
+afterwards.
 """
 
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
 from migrate.errors import Reason, printable
@@ -60,8 +61,12 @@ _TERMINAL: Final = (
 )
 
 
-def reasons(pid: Pid, views: Iterable[FdView]) -> list[Reason]:
+def reasons(
+    pid: Pid, views: Iterable[FdView], family: Collection[Pid] = ()
+) -> list[Reason]:
     """Everything about these descriptors of ``pid`` that is in the way.
+
+    What it shares with its ``family``, which goes along, is not.
 
     Reads /proc only, and compares by kcmp(2); the process does not notice.
     """
@@ -76,7 +81,7 @@ def reasons(pid: Pid, views: Iterable[FdView]) -> list[Reason]:
             found.append(_reason(kind, view, reason))
         elif exclusive:
             unshared.append(view)
-    return found + list(_shared(pid, unshared))
+    return found + list(_shared({pid, os.getpid(), *family}, unshared))
 
 
 def stranger(view: FdView) -> str:
@@ -107,8 +112,8 @@ def _judge(view: FdView) -> tuple[str, str | None, bool]:
     return name, module.refuse(view), module.KIND.exclusive or lock
 
 
-def _shared(pid: Pid, views: Iterable[FdView]) -> Iterator[Reason]:
-    """Those of the descriptors that another process has too, one reason for each.
+def _shared(ours: Collection[int], views: Iterable[FdView]) -> Iterator[Reason]:
+    """Those of the descriptors that others have too, one reason for each.
 
     Processes that we may not look into are passed over.
     """
@@ -118,7 +123,7 @@ def _shared(pid: Pid, views: Iterable[FdView]) -> Iterator[Reason]:
     if not by_link:
         return
     for other in procfs.pids():
-        if other in (pid, os.getpid()):
+        if other in ours:
             continue
         for number, link in _links(other):
             for view in tuple(by_link.get(link, ())):

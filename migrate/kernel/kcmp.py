@@ -1,4 +1,4 @@
-"""kcmp(2): whether two descriptors are one open file description.
+"""kcmp(2): whether two descriptors are one description, two processes one memory.
 
 Both processes must be ours to trace (PTRACE_MODE_READ_REALCREDS).
 """
@@ -11,6 +11,7 @@ from precopy.ids import Pid
 
 # linux/kcmp.h
 _FILE: Final = 0
+_VM: Final = 1
 _EPOLL_TFD: Final = 7
 _EPOLL_SLOT: Final = struct.Struct("<III")  # efd, tfd, toff
 
@@ -24,6 +25,15 @@ def order_files(pid: Pid, fd: int, other_pid: Pid, other_fd: int) -> int:
     answer = raw("kcmp", pid, other_pid, _FILE, fd, other_fd, pid=pid)
     # 1 is less, 2 is greater; 3 (unequal, order unknown) is of other architectures.
     return -1 if answer == 1 else answer and 1
+
+
+def same_memory(pid: Pid, other: Pid) -> bool:
+    """Whether two processes have one address space (CLONE_VM).
+
+    Raises:
+        KernelError: ESRCH, EPERM.
+    """
+    return raw("kcmp", pid, other, _VM, 0, 0, pid=pid) == 0
 
 
 def watches(pid: Pid, epoll: int, target: int, nth: int) -> bool:

@@ -66,6 +66,7 @@ class Stat:
     brk_start: int
     arguments: tuple[int, int]
     environment: tuple[int, int]
+    exit_status: int  # of a zombie, as wait(2) gives it
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +186,7 @@ def parse_stat(content: bytes) -> Stat:
             brk_start=number[46],
             arguments=(number[47], number[48]),
             environment=(number[49], number[50]),
+            exit_status=number[51],
         )
     except (IndexError, ValueError):
         raise MalformedText("stat", content) from None

@@ -30,6 +30,7 @@ from precopy.task_memory import TaskMemory
 
 # linux/ptrace.h
 OPTION_TRACE_SYSGOOD: Final = 0x1
+OPTION_TRACE_FORK: Final = 1 << 1
 OPTION_TRACE_CLONE: Final = 1 << 3
 OPTION_TRACE_EXEC: Final = 1 << 4
 OPTION_EXIT_KILL: Final = 1 << 20

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, cast
 from migrate.kernel import posix_timers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from migrate.kernel.pidfds import PidFd
     from migrate.kernel.posix_timers import TimersNow
@@ -56,6 +56,9 @@ class Kind:
     late: bool = False  # dumped and restored in the frozen section only
     exclusive: bool = False  # a descriptor: refused if another process holds it too
     in_view: bool = False  # a descriptor: equal views of it have equal records
+    # A descriptor: what it is depends on that of another process, so that an equal
+    # record may have to be restored anew.
+    leans: bool = False
     in_answers: bool = False  # it has an `ask`: equal answers to it are equal records
 
 
@@ -81,6 +84,16 @@ class CannotCarry(Exception):
         return cls(kind.name, sentence, pid=view.pid, fd=view.number)
 
 
+@dataclass(frozen=True, slots=True)
+class Kin:
+    """The descriptors of a whole tree, as one of its processes needs to know them."""
+
+    index: int  # its own
+    tables: tuple[tuple[FdView, ...], ...]  # by index; empty where one has ended
+    # By number: who comes before it and has the same description, and as what.
+    inherited: Mapping[int, tuple[int, int]]
+
+
 @dataclass(slots=True)
 class Source:
     """A process being dumped: all its threads are stopped.
@@ -94,6 +107,7 @@ class Source:
     remote: Remote
     pidfd: PidFd
     views: tuple[FdView, ...] = ()
+    kin: Kin | None = None  # None: it is alone
     _timers: TimersNow | None = field(default=None, init=False)
 
     @property
@@ -126,6 +140,19 @@ class Target:
     ready: dict[Tid, Any] = field(default_factory=dict)
     # Numbers that a description lost in this pass while it lives on at others.
     vacated: frozenset[int] = frozenset()
+    # Those of the tree that come before it, by index; None where one has ended.
+    elders: Sequence[Target | None] = ()
+
+    def elder(self, index: int) -> Target:
+        """One of them.
+
+        Raises:
+            CannotCarry: the peer speaks of one that is not there.
+        """
+        elder = self.elders[index] if 0 <= index < len(self.elders) else None
+        if elder is None or elder is self:
+            raise CannotCarry("tree", f"Nothing can come from process {index}.")
+        return elder
 
     def park(self, fd: RemoteFd) -> RemoteFd:
         """The same description at a number that nobody wants; ``fd`` is closed.

@@ -1,4 +1,4 @@
-"""pipe(2), with what lies in it; both ends are inside the process.
+"""pipe(2), with what lies in it; all ends are inside the tree.
 
 read from   fdinfo (flags), fcntl(F_GETPIPE_SZ), and tee(2) into a pipe of ours, which
             takes nothing out                              pipe(7), tee(2)
@@ -7,7 +7,8 @@ rebuilt by  pipe2(2), fcntl(F_SETPIPE_SZ), write(2)
 An open file description is one end. A pipe may have several of each, or have lost one
 side: its reader then sees the end of the file, its writer EPIPE. So both ends are made
 with the first description of a pipe, wait parked for theirs, and an end for which no
-description comes is closed at last.
+description comes is closed at last. A process that comes later in the tree gets its
+ends opened anew from one that an earlier process has by then.
 
 We look and write through descriptors of our own (pidfd_getfd(2)), and through ends of
 our own that /proc/self/fd opens: a side that the process has lost can be used still.
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from migrate.errors import printable
+from migrate.kernel import fd_passing
 from migrate.kernel.pidfds import PidFd
 from migrate.kernel.procfs import FdView
 from migrate.kernel.remote import RemoteFd, cstr
@@ -49,9 +51,11 @@ class Pipe:
     pipe: int  # the same for all ends of a pipe; its inode at the source
     flags: int  # access mode, O_NONBLOCK, O_DIRECT
     contents: Contents | None  # told once for a pipe: by its lowest descriptor
+    # An end of it that a process has which comes before in the tree: index, number.
+    elsewhere: tuple[int, int] | None = None
 
 
-KIND = Kind("pipe", 1, Scope.DESCRIPTOR, Pipe, exclusive=True)
+KIND = Kind("pipe", 2, Scope.DESCRIPTOR, Pipe, exclusive=True, leans=True)
 
 _AT_FDCWD: Final = -100
 _ACCESS: Final = os.O_RDONLY | os.O_WRONLY | os.O_RDWR
@@ -95,17 +99,34 @@ def dump(process: Source, view: FdView) -> Pipe:
     if reason := refuse(view):
         raise CannotCarry.at(KIND, view, reason)
     ends = [end for end in process.views if end.link == view.link]
+    elsewhere = None
+    if process.kin is not None:
+        tables = process.kin.tables
+        ends = [end for table in tables for end in table if end.link == view.link]
+        elsewhere = next(
+            (
+                (index, end.number)
+                for index, table in enumerate(tables[: process.kin.index])
+                for end in table
+                if end.link == view.link
+            ),
+            None,
+        )
     contents = None
-    if all(view.number <= end.number for end in ends):
+    own = [end.number for end in ends if end.pid == view.pid]
+    if elsewhere is None and view.number == min(own):
         with _ours(process.pidfd, view.number) as fd:
             _check_other_side(view, ends, fd)
             contents = _read_contents(view, ends, fd)
-    return Pipe(view.inode, view.info.flags & (_ACCESS | _SETTABLE_FLAGS), contents)
+    flags = view.info.flags & (_ACCESS | _SETTABLE_FLAGS)
+    return Pipe(view.inode, flags, contents, elsewhere)
 
 
 def restore(record: Pipe, target: Target) -> RemoteFd:
     """Give it the end that waits for it; the first one makes the pipe."""
     access = record.flags & _ACCESS
+    if record.elsewhere is not None:
+        return _fetch(record, access, target)
     anchor = target.parked.get(_key(record, _ANCHOR))
     if anchor is None:
         anchor = _make(record, target)
@@ -126,12 +147,31 @@ def update(old: Pipe, new: Pipe, target: Target, fd: RemoteFd) -> bool:
     """Fill the same pipe with what is in it now."""
     if old.pipe != new.pipe or (old.flags ^ new.flags) & _ACCESS:
         return False
+    if new.elsewhere is not None:
+        index, number = new.elsewhere
+        elder = target.elder(index)
+        if not os.path.samestat(
+            os.stat(f"/proc/{elder.pid}/fd/{number}"),
+            os.stat(f"/proc/{target.pid}/fd/{fd}"),
+        ):
+            return False
     if old.flags != new.flags:
         target.remote.syscall("fcntl", fd, fcntl.F_SETFL, new.flags & _SETTABLE_FLAGS)
     if new.contents is not None and new.contents != old.contents:
         with _ours(target.pidfd, fd) as ours:
             _write_contents(new.contents, ours)
     return True
+
+
+def _fetch(record: Pipe, access: int, target: Target) -> RemoteFd:
+    """An end of a pipe that another process has: another description of it."""
+    assert record.elsewhere is not None
+    index, number = record.elsewhere
+    with _ours(target.elder(index).pidfd, number) as theirs:
+        with _reopened(theirs, access) as end:
+            (fd,) = fd_passing.give(target.remote, target.pidfd, [end])
+    target.remote.syscall("fcntl", fd, fcntl.F_SETFL, record.flags & _SETTABLE_FLAGS)
+    return fd
 
 
 def _key(record: Pipe, end: int) -> tuple[str | int, ...]:

@@ -14,23 +14,53 @@ from typing import Final
 
 from migrate import strangers
 from migrate.errors import Reason, printable
-from migrate.kernel import procfs
+from migrate.kernel import lineage, procfs
 from migrate.kinds import table
 from migrate.preflight import confinement, memory, standing
 from migrate.preflight.subject import Subject
 from precopy.errors import KernelError, TaskVanished
 from precopy.ids import Pid
 
+_BIRTHS_MAX: Final = 5
+_PASSING: Final = frozenset({"sharing", "descriptor", "pipe"})
 _ASK_AGAIN_MAX: Final = 100  # a program may start and end threads without a pause
 # Parents that take the end of a child as it comes.
 _SHELLS_AND_INITS: Final = frozenset({"init", "systemd", "sh", "bash", "dash", "zsh"})
 
 
 def reasons(pid: Pid, *, own_pids: Collection[Pid] = ()) -> list[Reason]:
-    """Every reason why ``pid`` cannot be moved; none if it can, as far as one sees.
+    """Every reason why the tree of ``pid`` cannot be moved, as far as one sees.
 
     ``own_pids`` are processes of ours (the agent, its workers), which stay.
     """
+    found: list[Reason] = []
+    for _ in range(_BIRTHS_MAX):
+        try:
+            if reason := standing.not_a_candidate(pid, own_pids):
+                return [reason]
+            family = [relative.pid for relative in lineage.family(pid)]
+        except TaskVanished:
+            return [standing.no_such_process(pid)]
+        found = _of_process(pid, family, own_pids)
+        for member in family[1:]:
+            found += of_member(member, family, own_pids)
+        # A child that was just born may share for a moment what its parent has.
+        if len(family) == 1 or not any(r.kind in _PASSING for r in found):
+            break
+    return list(dict.fromkeys(found))
+
+
+def of_member(
+    pid: Pid, family: Collection[Pid], own_pids: Collection[Pid] = ()
+) -> list[Reason]:
+    """What one of a family has against it; nothing if it has ended."""
+    found = _of_process(pid, family, own_pids)
+    return [] if found == [standing.no_such_process(pid)] else found
+
+
+def _of_process(
+    pid: Pid, family: Collection[Pid], own_pids: Collection[Pid]
+) -> list[Reason]:
     try:
         if reason := standing.not_a_candidate(pid, own_pids):
             return [reason]
@@ -39,7 +69,7 @@ def reasons(pid: Pid, *, own_pids: Collection[Pid] = ()) -> list[Reason]:
             *standing.reasons(subject),
             *confinement.reasons(subject),
             *memory.reasons(subject),
-            *strangers.reasons(pid, subject.views),
+            *strangers.reasons(pid, subject.views, family),
             *_kinds(pid),
         ]
     except TaskVanished:

@@ -1,7 +1,7 @@
 """Who the process is: whether it can be moved at all, and whom it belongs with.
 
-Somebody traces it, it has children, it shares its memory with another: then it is not
-alone, and a part of a whole cannot go.
+Somebody traces it, it shares its memory with another: then a part of a whole cannot
+go.
 """
 
 import os
@@ -73,7 +73,6 @@ def not_a_candidate(pid: Pid, own_pids: Collection[Pid]) -> Reason | None:
 def reasons(subject: Subject) -> Iterator[Reason]:
     """What is in the way in what the process is and whom it belongs to."""
     yield from _traced(subject)
-    yield from _family(subject)
     yield from _state(subject)
     yield from _binary(subject)
     yield from _terminal(subject)
@@ -89,26 +88,6 @@ def _traced(subject: Subject) -> Iterator[Reason]:
             "process has one tracer. Detach it first.",
             subject.pid,
         )
-
-
-def _family(subject: Subject) -> Iterator[Reason]:
-    for child in procfs.children(subject.pid):
-        try:
-            zombie = procfs.stat(child).state == "Z"
-        except TaskVanished:
-            continue
-        if zombie:
-            message = (
-                f"pid {subject.pid} has a child that has ended, pid {child} "
-                f"({_name(child)}), and did not wait for it. Its exit status would be "
-                "lost: let it wait first."
-            )
-        else:
-            message = (
-                f"pid {subject.pid} has a child, pid {child} ({_name(child)}): a tree "
-                "of several processes is not carried yet. Move it when it has none."
-            )
-        yield Reason("child", message, subject.pid)
 
 
 def _state(subject: Subject) -> Iterator[Reason]:

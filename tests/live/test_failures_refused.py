@@ -115,8 +115,6 @@ def test_the_agent(on: Stage) -> None:
 @pytest.mark.parametrize(
     ("arrange", "kind", "sentence"),
     [
-        (CHILD, "child", "has a child, pid"),
-        (ZOMBIE, "child", "has a child that has ended"),
         (TRACER, "tracer", "traces pid"),
         (SOCKET, "descriptor", "is a socket, which cannot be carried"),
         (TERMINAL, "descriptor", "is a terminal (/dev/p"),

@@ -164,8 +164,8 @@ static int first_id(const struct skeleton_plan *plan)
     return first_step(plan) == STEP_SESSION ? plan->sid : plan->pid;
 }
 
-// The init of a pid namespace made for one migrated process: it bears it, reaps
-// what is orphaned to it, and ends as the process ended.
+// The init of a pid namespace made for one migrated tree: it bears its root, reaps
+// what is orphaned to it, and ends when all have ended, as the root did.
 __attribute__((noreturn)) static void be_init(const struct skeleton_plan *plan,
                                               const struct pipes *p)
 {
@@ -180,18 +180,15 @@ __attribute__((noreturn)) static void be_init(const struct skeleton_plan *plan,
         descend(plan, p, first_step(plan));
     syscall(SYS_close_range, 0U, ~0U, 0U);
     default_signals();
-    for (;;) {
+    for (int answer = 0;;) {
         int status;
         pid_t gone = waitpid(-1, &status, __WALL);
         if (gone < 0 && errno == ECHILD)
-            _exit(0);
+            _exit(answer);
         if (gone != plan->pid)
             continue;
-        if (WIFSIGNALED(status)) {
-            // An init does not die of its own signals; 128+n is the shell's way.
-            _exit(128 + WTERMSIG(status));
-        }
-        _exit(WEXITSTATUS(status));
+        // An init does not die of its own signals; 128+n is the shell's way.
+        answer = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
     }
 }
 
