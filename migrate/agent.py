@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import trio
 
-from migrate import arrival_leaf, identity, recovery
+from migrate import arrival_leaf, identity, limits, recovery
 from migrate.config_directory import NotOurs
 from migrate.kernel.cgroups import NoUnifiedHierarchy
+from migrate.limits import Limits
 from migrate.options import Peer
 from migrate.peers import Peers
 from migrate.recovery import Standing
@@ -53,15 +54,15 @@ class CannotListen(Exception):
 class Agent:
     """Listens until SIGTERM or SIGINT.
 
-    ``worker`` is a command that takes ``--socket-fd N`` and does what ``worker.py``
-    does.
+    ``worker`` is a command that takes ``--socket-fd N`` and ``--admitted-fd N``, and
+    does what ``worker.py`` does. ``workers_max`` None: as agent.toml says.
     """
 
     def __init__(
         self,
         listen: Peer,
         *,
-        workers_max: int,
+        workers_max: int | None,
         log: FilteringBoundLogger,
         state_directory: str | None = None,
         worker: Sequence[str] = (sys.executable, "-m", "migrate", "arrive"),
@@ -71,7 +72,9 @@ class Agent:
         self._log = log
         self._state_directory = state_directory
         self._worker = tuple(worker)
-        self._workers_begun = 0
+        self._limits = Limits()
+        self._admitted = 0  # whose worker knows who it is
+        self._strangers = 0  # the others
         self._workers: set[trio.Process] = set()
         self._stopping = False
 
@@ -81,7 +84,7 @@ class Agent:
         Raises:
             CannotListen: nothing was started.
         """
-        own, known = _identity()
+        own, known, self._limits = _settings()
         listeners = await self._listeners()
         try:
             state = StateDirectory(self._state_directory)
@@ -189,26 +192,52 @@ class Agent:
     async def _arrival(self, stream: trio.SocketStream) -> None:
         """One connection, from accept to the last trace of its worker."""
         log = self._log.bind(peer=_peer_name(stream.socket))
-        if self._workers_begun >= self._workers_max:
-            log.warning("turned away", workers=self._workers_begun)
+        if self._admitted >= (self._workers_max or self._limits.arrivals_max):
+            log.warning("turned away", workers=self._admitted)
             await stream.aclose()
             return
-        self._workers_begun += 1
+        if self._limits.drops(self._strangers, limits.draw()):
+            log.warning("dropped", strangers=self._strangers)
+            await stream.aclose()
+            return
         try:
             await self._work_for(stream, log)
         except Exception:
             # One arrival failed; the others and the next ones are not to.
             log.exception("arrival failed")
-        finally:
-            self._workers_begun -= 1
 
     async def _work_for(
         self, stream: trio.SocketStream, log: FilteringBoundLogger
     ) -> None:
+        hears, tells = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        async with trio.lowlevel.FdStream(hears) as admission:
+            try:
+                worker = await self._start_worker(stream.socket.fileno(), tells)
+            finally:
+                os.close(tells)
+                await stream.aclose()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._count, admission, worker)
+                await self._attend(worker, log)
+                nursery.cancel_scope.cancel()
+
+    async def _count(
+        self, admission: trio.lowlevel.FdStream, worker: trio.Process
+    ) -> None:
+        """Among strangers until the worker says that it knows who it is."""
+        self._strangers += 1
         try:
-            worker = await self._start_worker(stream.socket.fileno())
+            said = await admission.receive_some(1)
         finally:
-            await stream.aclose()
+            self._strangers -= 1
+        if said:
+            self._admitted += 1
+            try:
+                await worker.wait()
+            finally:
+                self._admitted -= 1
+
+    async def _attend(self, worker: trio.Process, log: FilteringBoundLogger) -> None:
         log = log.bind(worker=worker.pid)
         log.info("arrival")
         self._workers.add(worker)
@@ -221,12 +250,13 @@ class Agent:
         await self._settle(StateDirectory(self._state_directory))
         log.info("worker ended", code=code)
 
-    async def _start_worker(self, connection: int) -> trio.Process:
+    async def _start_worker(self, connection: int, tells: int) -> trio.Process:
+        fds = ("--socket-fd", str(connection), "--admitted-fd", str(tells))
         return await trio.lowlevel.open_process(
-            [*self._worker, "--socket-fd", str(connection)],
+            [*self._worker, *fds],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            pass_fds=(connection,),
+            pass_fds=(connection, tells),
             # Ctrl-C at the agent's terminal is for the agent.
             start_new_session=True,
         )
@@ -243,12 +273,13 @@ class Agent:
             worker.kill()
 
 
-def _identity() -> tuple[Fingerprint, int]:
-    """Who we are, and how many are known: better now than in each worker. What is
-    missing is made.
+def _settings() -> tuple[Fingerprint, int, Limits]:
+    """Who we are, how many are known, and our limits: better now than in each worker.
+    What is missing is made.
     """
     try:
-        return identity.load().fingerprint, len(Peers.load().by_name)
+        own, known = identity.load().fingerprint, len(Peers.load().by_name)
+        return own, known, limits.load()
     except NotOurs as error:
         raise CannotListen(str(error)) from error
 

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from migrate.report import Report
 
 DISTRIBUTION = "live-process-migration"
-WORKERS_MAX = 16
 AGENT_PORT = 7077
 
 
@@ -351,13 +350,11 @@ def demo(size: int, rate: int, json: bool) -> int:
     "--workers",
     metavar="N",
     type=click.IntRange(1, 1000),
-    default=WORKERS_MAX,
-    show_default=True,
-    help="Arrivals at one time; more are turned away.",
+    help="Arrivals at one time; more are turned away.  [default: as agent.toml; 16]",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 @with_state_directory
-def agent(listen: Peer, workers: int, verbose: bool) -> int:
+def agent(listen: Peer, workers: int | None, verbose: bool) -> int:
     """Receive processes."""
     import trio
 

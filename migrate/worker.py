@@ -22,20 +22,22 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Receive on an inherited socket, ``--socket-fd N``; the exit code.
+    """Receive on an inherited socket, ``--socket-fd N``; the exit code. A byte into
+    ``--admitted-fd N`` tells the agent that it is known who that is.
 
     SIGTERM asks for a roll-back. It ends what the peer can say, not what we can: if
     Go has come before it the process arrives, and if not, the peer is told.
     """
     given = dict(zip(arguments[::2], arguments[1::2], strict=True))
-    socket_fd = int(given["--socket-fd"])
-    # It is not for the process that arrives, nor for what it starts.
+    socket_fd, admitted_fd = int(given["--socket-fd"]), int(given["--admitted-fd"])
+    # They are not for the process that arrives, nor for what it starts.
     os.set_inheritable(socket_fd, False)
+    os.set_inheritable(admitted_fd, False)
     # Nothing of what comes is for a file of the host: no core, and no reading of our
     # memory by others (prctl(2), PR_SET_DUMPABLE).
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
-        return _receive(socket.socket(fileno=socket_fd))
+        return _receive(socket.socket(fileno=socket_fd), admitted_fd)
     except MigrateError as error:
         outcome = error.outcome
         _log().warning("not arrived", outcome=outcome.value, why=error.message)
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
         return Outcome.OUR_BUG.exit_code
 
 
-def _receive(connection: socket.socket) -> int:
+def _receive(connection: socket.socket, admitted_fd: int) -> int:
     from migrate import doorway
 
     # Until it is known who that is, nothing is there to undo: SIGTERM just ends us.
@@ -60,6 +62,8 @@ def _receive(connection: socket.socket) -> int:
     with link:
         if peer is None:
             return _pair(link)
+        os.write(admitted_fd, b"1")
+        os.close(admitted_fd)
         signal.signal(signal.SIGTERM, lambda *_: _end_of_input(link))
         from migrate import destination
 
