@@ -81,7 +81,7 @@ class Answers:
         own_tid = self._says_own_tid(tid, answer)
         if known is None or known.own_tid != own_tid:
             # It has come since, or another has that number now.
-            known = self._known[tid] = _Known(answer, own_tid)
+            known = self._known[tid] = _Known(answer, own_tid, is_settled=False)
             differing = set(range(len(self._modules) + 1))
         else:
             assert self._form is not None

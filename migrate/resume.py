@@ -14,7 +14,7 @@ are made by all threads one after the other, in a loop in C.
 
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Self, TypeAlias
 
@@ -33,7 +33,7 @@ from migrate.kernel.blocked_syscalls import (
     remake_restart_blocks,
     shortened,
 )
-from migrate.kernel.remote import Batch, Remote
+from migrate.kernel.remote import Remote, Workbench
 from migrate.kernel.telling import Check, Tell, told_together
 from migrate.kernel.tracee import Registers, TaskState
 from migrate.kinds import table
@@ -61,7 +61,9 @@ class _Step:
 class _Order:
     """All that one thread has to be told, ready to be told in one stop."""
 
-    batch: Batch
+    tid: Tid
+    bench: Workbench
+    rows: tuple[bytes, bytes]  # the calls, and what they point to
     checks: tuple[Check, ...]
 
     @classmethod
@@ -72,7 +74,8 @@ class _Order:
             return None
         remote.reset()
         batch = remote.batch()
-        return cls(batch, tuple(tell(remote, batch) for tell in tells))
+        checks = tuple(tell(remote, batch) for tell in tells)
+        return cls(remote.tid, remote.bench, batch.rows(), checks)
 
 
 def prepare(skeleton: Skeleton, target: Target, process: Process) -> None:
@@ -138,21 +141,21 @@ def _tell_threads(
     known = {tid for _, tid in target.standing}
     tids = [skeleton.tids[task.tid] for task in frozen.tasks]
     _look_at_threads(target, [tid for tid in tids if tid not in known])
-    expected = {task.tid: _late(task.kinds) for task in before.tasks}
+    expected = {task.tid: task.kinds for task in before.tasks}
     orders: list[_Order] = []
     for task, tid in zip(frozen.tasks, tids, strict=True):
-        remote = target.remote.on(tid)
         order = target.ready.get(tid)
-        if task.kinds or order is None or order.batch.bench != remote.bench:
-            kinds = _newest(expected.get(task.tid, ()), task.kinds)
+        if task.kinds or order is None or order.bench != target.remote.bench:
+            remote = target.remote.on(tid)
+            kinds = _newest(_late(expected.get(task.tid, ())), task.kinds)
             steps = list(_steps(kinds, target, tid))
             order = _Order.of(steps, remote)
             if order is None:
                 _take(steps, remote)
                 continue
-        if len(order.batch):
+        if order.rows[0]:
             orders.append(order)
-    results = target.remote.run_orders([order.batch for order in orders])
+    results = target.remote.run_orders([(o.tid, *o.rows) for o in orders])
     for order, answers in zip(orders, results, strict=True):
         for check in order.checks:
             check(answers)
@@ -192,6 +195,8 @@ def _look_at_process(target: Target) -> None:
 
 def _look_at_threads(target: Target, tids: Sequence[Tid]) -> None:
     """See what the late kinds of these threads find."""
+    if not tids:
+        return
     source = Source(target.pid, target.tracee, target.remote, target.pidfd)
     modules = [m for m in table.task_kinds() if m.KIND.late]
     for tid, found in zip(tids, _ask(target, modules, tids), strict=True):
@@ -274,11 +279,11 @@ def _resumable(
         elif task.timed is not None:
             registers = Registers.from_bytes(task.state.registers)
             rest = shortened(registers, task.timed.remaining_ns)
-            states[at] = replace(task.state, registers=rest.to_bytes())
+            states[at] = task.state.going_on(rest.to_bytes())
     skeleton.remote.reset()
     resumed = remake_restart_blocks(
         skeleton.remote, skeleton.tracee, [sleeper for _, sleeper in slept]
     )
     for (at, _), words in zip(slept, resumed, strict=True):
-        states[at] = replace(states[at], registers=words)
+        states[at] = states[at].going_on(words)
     return states

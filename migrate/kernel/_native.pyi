@@ -92,6 +92,7 @@ class _Lib(Protocol):
         space_bytes: int,
         answers: CData,
         stride: int,
+        together: int,
         deferred_signals: CData,
     ) -> int: ...
     def inject_orders(
@@ -102,6 +103,7 @@ class _Lib(Protocol):
         bench: CData,
         calls: CData,
         data: CData,
+        together: int,
         deferred_signals: CData,
     ) -> int: ...
     def skeleton_spawn(self, plan: CData, birth: CData) -> int: ...

@@ -72,10 +72,9 @@ class Form:
         self._looks_at_facts = False
         batch = remote.batch()
         written = [self._write(ask, batch) for ask in asks]
-        rows, data = batch.rows()
-        self._calls, self._data = b"".join(rows), bytes(data)
-        self._results_bytes = len(rows) * _RESULT_BYTES
-        self._results = struct.Struct(f"<{len(rows)}q")
+        self._calls, self._data = batch.rows()
+        self._results_bytes = len(batch) * _RESULT_BYTES
+        self._results = struct.Struct(f"<{len(batch)}q")
         self._questions = [
             _Question(
                 read,

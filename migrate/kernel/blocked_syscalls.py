@@ -28,7 +28,7 @@ import re
 import struct
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from migrate.kernel.proc_text import MalformedText
@@ -120,14 +120,22 @@ class Blocked:
     instruction_pointer: int
 
     @classmethod
-    def of(cls, registers: Registers) -> "Blocked":
-        """What the file said when this thread was not stopped yet."""
+    def of(cls, registers: Registers, number: int | None = None) -> "Blocked":
+        """What the file said when this thread was not stopped yet.
+
+        ``number`` is that of the call, if it is another than orig_rax.
+        """
         r = registers
-        return cls(r.orig_rax, (r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9), r.rsp, r.rip)
+        number = r.orig_rax if number is None else number
+        return cls(number, (r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9), r.rsp, r.rip)
 
     def same_place(self, other: "Blocked") -> bool:
         """Whether both are one call, be it broken off and restarted in between."""
-        return replace(self, number=0) == replace(other, number=0)
+        return (self.arguments, self.stack_pointer, self.instruction_pointer) == (
+            other.arguments,
+            other.stack_pointer,
+            other.instruction_pointer,
+        )
 
 
 def parse_syscall(text: bytes) -> Blocked | None:
@@ -157,7 +165,7 @@ def cured(registers: Registers) -> Registers | None:
     """
     if registers.error != EINTR or registers.orig_rax not in ANSWER_EINTR:
         return None
-    return replace(registers, rax=_U64 - ERESTARTNOHAND)
+    return registers.but(rax=_U64 - ERESTARTNOHAND)
 
 
 def original_number(
@@ -186,7 +194,7 @@ def shortened(registers: Registers, remaining_ns: int) -> Registers:
     """
     if epoll_timeout_ms(registers) is None:
         return registers
-    return replace(registers, r10=_milliseconds(remaining_ns))
+    return registers.but(r10=_milliseconds(remaining_ns))
 
 
 def plainly_restarted(registers: Registers, number: int) -> Registers | None:
@@ -199,7 +207,7 @@ def plainly_restarted(registers: Registers, number: int) -> Registers | None:
     absolute = number == FUTEX and registers.rsi & _FUTEX_COMMAND != _FUTEX_WAIT
     if not (endless or absolute):
         return None
-    return replace(registers, rax=_U64 - ERESTARTNOHAND, orig_rax=number)
+    return registers.but(rax=_U64 - ERESTARTNOHAND, orig_rax=number)
 
 
 def remake_restart_blocks(
@@ -224,7 +232,7 @@ def remake_restart_blocks(
         if registers.error != ERESTART_RESTARTBLOCK:
             continue
         if call is None or call.number not in _RESTARTED_BY_BLOCK:
-            resumed[at] = replace(registers, rax=_U64 - EINTR).to_bytes()
+            resumed[at] = registers.but(rax=_U64 - EINTR).to_bytes()
         elif plain := plainly_restarted(registers, call.number):
             resumed[at] = plain.to_bytes()
         else:
@@ -242,15 +250,13 @@ def remake_restart_blocks(
     for (at, registers, call), words in zip(issuing, came_back, strict=True):
         outcome = Registers.from_bytes(words)
         if outcome.error != ERESTART_RESTARTBLOCK:
-            ended = replace(registers, rax=outcome.rax, orig_rax=call.number)
+            ended = registers.but(rax=outcome.rax, orig_rax=call.number)
             resumed[at] = ended.to_bytes()
     return resumed
 
 
 def _issuing(registers: Registers, call: TimedCall, scratch: int) -> Registers:
-    issuing = replace(
-        registers, rip=registers.rip - 2, rax=call.number, orig_rax=_U64 - 1
-    )
+    issuing = registers.but(rip=registers.rip - 2, rax=call.number, orig_rax=_U64 - 1)
     if call.number == NANOSLEEP:
         issuing.rdi = scratch
     elif call.number == CLOCK_NANOSLEEP:

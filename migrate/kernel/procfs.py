@@ -114,15 +114,21 @@ def read(pid: Pid, name: str) -> bytes:
         TaskVanished: there is no such process (any more).
         OSError: it is there, but this file may not be read.
     """
-    with _vanishing(pid):
+    # Without _vanishing(), which takes as long as a small file.
+    try:
         fd = os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            chunks = []
-            while chunk := os.read(fd, _CHUNK_BYTES):
-                chunks.append(chunk)
+            content = chunk = os.read(fd, _CHUNK_BYTES)
+            while chunk:
+                chunk = os.read(fd, _CHUNK_BYTES)
+                content += chunk
         finally:
             os.close(fd)
-    return b"".join(chunks)
+    except OSError as error:
+        if error.errno in (ENOENT, ESRCH):
+            raise TaskVanished(pid) from error
+        raise
+    return content
 
 
 def link(pid: Pid, name: str) -> str:
@@ -247,11 +253,15 @@ def fd(pid: Pid, number: int) -> FdView:
     Raises:
         TaskVanished: there is no such descriptor, or no such process.
     """
-    with _vanishing(pid):
-        path = f"/proc/{pid}/fd/{number}"
+    path = f"/proc/{pid}/fd/{number}"
+    try:
         name = text(os.readlink(path.encode()))
         info = parse_fdinfo(read(pid, f"fdinfo/{number}"))
         found = os.stat(path)
+    except OSError as error:
+        if error.errno in (ENOENT, ESRCH):
+            raise TaskVanished(pid) from error
+        raise
     return FdView(
         pid,
         number,

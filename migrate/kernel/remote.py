@@ -46,6 +46,7 @@ SPACE_BYTES: Final = 256 * 1024
 _BORN_MAX: Final = CALLS_MAX
 _ALIGNMENT: Final = 16
 _ERRNO_MAX: Final = 4095
+_TOGETHER_MAX: Final = 8  # more gain nothing: inject.c has room for so many
 # The three sets of /proc/PID/status in which a harmless signal must not be.
 _TAKEN: Final = re.compile(
     rb"^(?:SigPnd|ShdPnd|SigCgt):\t([0-9a-f]{16})$", re.MULTILINE
@@ -279,6 +280,7 @@ class Remote:
             space_bytes,
             ffi.from_buffer(answers),
             stride,
+            self._together(count, len(data), space_bytes),
             deferred,
         )
         self._shared.deferred |= deferred[0]
@@ -286,35 +288,47 @@ class Remote:
         whole = bytes(answers)
         return [whole[at : at + stride] for at in range(0, len(whole), stride)]
 
-    def run_orders(self, batches: "Sequence[Batch]") -> list[list[int]]:
-        """Have the thread of each batch make its calls; the results of each.
+    def run_orders(self, orders: Sequence[tuple[Tid, bytes, bytes]]) -> list[list[int]]:
+        """Have each of these threads make its own calls; the results of each.
 
-        None has more than CALLS_MAX calls.
+        An order is what Batch.rows() gives, of CALLS_MAX calls at most.
         """
-        table, data, orders = bytearray(), bytearray(), bytearray()
-        counts = []
-        for batch in batches:
-            rows, points_to = batch.rows()
-            orders += _ORDER.pack(
-                batch.tid, len(table) // CALL.size, len(rows), len(data), len(points_to)
-            )
-            counts.append(len(rows))
-            table += b"".join(rows)
-            data += points_to
+        table = bytearray(b"".join(rows for _, rows, _ in orders))
+        packed, first, at = [], 0, 0
+        for tid, rows, data in orders:
+            count = len(rows) // CALL.size
+            packed.append(_ORDER.pack(tid, first, count, at, len(data)))
+            first, at = first + count, at + len(data)
+        most = max((len(rows) // CALL.size for _, rows, _ in orders), default=0)
+        most_data = max((len(data) for _, _, data in orders), default=0)
+        every = b"".join(packed)  # lives as long as the pointer to it
         deferred = ffi.new("uint64_t *")
         result = lib.inject_orders(
             self.pid,
-            ffi.cast("struct order *", ffi.from_buffer(orders)),
-            len(counts),
+            ffi.cast("struct order *", ffi.from_buffer(every)),
+            len(packed),
             self._places(),
             ffi.cast("struct remote_call *", ffi.from_buffer(table)),
-            ffi.from_buffer(data),
+            ffi.from_buffer(b"".join(data for _, _, data in orders)),
+            self._together(most, most_data, 0),
             deferred,
         )
         self._shared.deferred |= deferred[0]
         self._settle(result, "ptrace(PTRACE_CONT)")
-        every = iter(_RESULT.iter_unpack(table))
-        return [[next(every)[0] for _ in range(count)] for count in counts]
+        results = [row[0] for row in _RESULT.iter_unpack(table)]
+        found, first = [], 0
+        for _, rows, _ in orders:
+            end = first + len(rows) // CALL.size
+            found.append(results[first:end])
+            first = end
+        return found
+
+    def _together(self, calls: int, data_bytes: int, space_bytes: int) -> int:
+        """How many threads have room to work at the same time."""
+        each = calls * CALL.size + data_bytes + space_bytes + _FRAME_BYTES
+        if each > _ARGUMENT_BYTES:
+            raise ValueError(f"{each} bytes do not fit into the workbench")
+        return min(_TOGETHER_MAX, _ARGUMENT_BYTES // each)
 
     def _places(self) -> object:
         bench = self.bench
@@ -372,21 +386,10 @@ class Batch:
 
     def __init__(self, remote: Remote) -> None:
         self._remote = remote
-        self._bench = remote.bench
         self._calls: list[tuple[str, tuple[int | bytes, ...]]] = []
 
     def __len__(self) -> int:
         return len(self._calls)
-
-    @property
-    def tid(self) -> Tid:
-        """The thread that is to make the calls."""
-        return self._remote.tid
-
-    @property
-    def bench(self) -> Workbench:
-        """Where what the calls point to lies."""
-        return self._bench
 
     def add(self, name: str, *arguments: int | bytes) -> int:
         """Append a call; gives back its place among the results."""
@@ -419,7 +422,7 @@ class Batch:
         for (name, _), result in zip(self._calls, results, strict=True):
             _checked(result, name, self._remote.pid)
 
-    def rows(self) -> tuple[list[bytes], bytearray]:
+    def rows(self) -> tuple[bytes, bytes]:
         """All calls as rows of CALL, and what they point to, for one stop.
 
         Raises:
@@ -428,7 +431,7 @@ class Batch:
         rows, data = self._fill(0)
         if len(rows) != len(self._calls):
             raise ValueError(f"{len(self._calls)} calls do not fit into one stop")
-        return rows, data
+        return b"".join(rows), bytes(data)
 
     def _fill(self, start: int) -> tuple[list[bytes], bytearray]:
         rows: list[bytes] = []

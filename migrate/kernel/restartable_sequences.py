@@ -10,7 +10,7 @@ another processor perhaps. So what the kernel is going to do is done right away.
 
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from migrate.kernel.tracee import Registers, Tracee
@@ -71,4 +71,4 @@ def _aborted(tracee: Tracee, tid: Tid, registers: Registers) -> Registers | None
     if not sequence.holds(registers.rip):
         return None
     tracee.memory.write(place, bytes(_POINTER.size))
-    return replace(registers, rip=sequence.abort)
+    return registers.but(rip=sequence.abort)

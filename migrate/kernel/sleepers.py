@@ -7,7 +7,6 @@ after the stop: the timer that vanished was that of the sleeper.
 
 import struct
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -32,7 +31,7 @@ from migrate.kernel.blocked_syscalls import (
     shortened,
 )
 from migrate.kernel.restartable_sequences import abort_sequences
-from migrate.kernel.timer_list import Remaining, Sleeper, TimerBase
+from migrate.kernel.timer_list import Reading, Remaining, Sleeper, TimerBase
 from migrate.kernel.tracee import Registers, Tracee
 from precopy.errors import KernelError
 from precopy.ids import Pid, Tid
@@ -66,7 +65,7 @@ class Sleepers:
         self._asleep: dict[Tid, Blocked] = {}  # at the last look
         self._slack_ns: dict[Tid, int] = {}
         self._issued: dict[Tid, Blocked] = {}  # with the program's own number
-        self._before: bytes | None = None  # of timer_list; parsed only if needed
+        self._before: Reading | None = None  # of timer_list
         self._remaining: dict[Tid, TimedCall] = {}
         self._stopped_ns = 0
 
@@ -74,7 +73,8 @@ class Sleepers:
         """See who sleeps, and until when. All threads may be running."""
         self._asleep = _blocked(self._pid)
         self._slack_ns = {tid: _slack_ns(tid) for tid in self._asleep}
-        self._before = timer_list.read()
+        text = timer_list.read() if self._asleep else None
+        self._before = timer_list.parse(text) if text else None
 
     def spare(self, tracee: Tracee) -> dict[Tid, TimedCall]:
         """Have no thread see that it was stopped; what is left of each timed call.
@@ -85,7 +85,7 @@ class Sleepers:
         """
         # Before the list is read: no sleep may seem to last longer than it can.
         stopped_ns = self._stopped_ns = time.monotonic_ns()
-        after = timer_list.read() if self._before and self._asleep else None
+        after = timer_list.read() if self._before else None
         now_ns = timer_list.taken_at_ns(after) if after else None
         every = tracee.every_registers()
         abort_sequences(tracee, every)
@@ -132,7 +132,7 @@ class Sleepers:
             earlier = self._issued.get(tid)
             number = original_number(registers, earlier, _code(tracee, registers))
             if number is not None:
-                self._issued[tid] = replace(Blocked.of(registers), number=number)
+                self._issued[tid] = Blocked.of(registers, number)
             return number
         if registers.error == EINTR and registers.orig_rax in EPOLL_TIMED:
             return registers.orig_rax
@@ -214,9 +214,9 @@ class Sleepers:
         rest: dict[Tid, Remaining] = {}
         read_ns = 0
         if self._before and after and unknown:
-            earlier, later = timer_list.parse(self._before), timer_list.parse(after)
-            if earlier and later:
-                rest = timer_list.remaining(earlier, later, sleepers)
+            later = timer_list.parse_since(self._before, after)
+            if later:
+                rest = timer_list.remaining(self._before, later, sleepers)
                 read_ns = later.now_ns
         return {
             tid: TimedCall(call.number, read_ns + rest[tid].ns, rest[tid].exact)

@@ -10,24 +10,35 @@ two readings, one before the stop and one after, leave few candidates for each
 sleeper; how long it asked for and how much slack it allows tell most of these apart.
 """
 
+import os
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
-from pathlib import Path
+from operator import attrgetter
 from typing import Final
 
 from precopy.ids import Tid
 
 TEXT_BYTES_MAX: Final = 16 << 20
 SHARED_SLACK_NS_MAX: Final = 100_000_000  # MAX_SLACK, fs/select.c
+# Who has more timers to choose from is given the latest: it is one of a crowd.
+_CHOICES_MAX: Final = 16
 _SECOND_NS: Final = 1_000_000_000
-_PATH: Final = Path("/proc/timer_list")
+_PATH: Final = "/proc/timer_list"
+_CHUNK_BYTES: Final = 1 << 18
 _NOW: Final = re.compile(rb"now at (\d{1,19}) nsecs")
 _CLOCK: Final = re.compile(rb" clock (\d{1,3}):")
 _OFFSET: Final = re.compile(rb"  \.offset: +(\d{1,20}) nsecs")
 _TIMER: Final = re.compile(rb" #\d+: <([0-9a-f]{1,16})>, hrtimer_wakeup, S:")
+_WAKEUP: Final = re.compile(
+    _TIMER.pattern + rb"\d+\n # expires at (\d{1,19})-(\d{1,19}) nsecs "
+)
 _EXPIRES: Final = re.compile(rb" # expires at (\d{1,19})-(\d{1,19}) nsecs ")
+
+
+_SOFT_NS: Final = attrgetter("soft_ns")
 
 
 class TimerBase(IntEnum):
@@ -60,6 +71,8 @@ class Reading:
 
     now_ns: int  # CLOCK_MONOTONIC
     wakeups: frozenset[Wakeup]
+    # The same by what the text says of each.
+    by_text: Mapping[tuple[bytes, ...], Wakeup] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +102,20 @@ class Remaining:
 def read() -> bytes | None:
     """The text as it is now; None where we may not read it (root only)."""
     try:
-        with _PATH.open("rb") as file:
-            return file.read(TEXT_BYTES_MAX)
+        fd = os.open(_PATH, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
+    try:
+        text = b""
+        while chunk := os.read(fd, _CHUNK_BYTES):
+            text += chunk
+            if len(text) > TEXT_BYTES_MAX:
+                return None
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    return text
 
 
 def taken_at_ns(text: bytes) -> int | None:
@@ -112,13 +135,14 @@ def parse(text: bytes) -> Reading | None:
         return None
     base = offset_ns = 0
     address: bytes | None = None
-    found = set()
+    found: dict[tuple[bytes, ...], Wakeup] = {}
     for line in text.split(b"\n"):
         if match := _EXPIRES.match(line):
             if address is not None:
                 soft, hard = (int(word) - offset_ns for word in match.groups())
                 if soft <= hard:
-                    found.add(Wakeup(address, base % 4, soft, hard))
+                    key = address, *match.groups()
+                    found[key] = Wakeup(address, base % 4, soft, hard)
             address = None
         elif line.startswith(b" #"):
             match = _TIMER.match(line)
@@ -127,7 +151,16 @@ def parse(text: bytes) -> Reading | None:
             base, offset_ns = int(match[1]), 0
         elif match := _OFFSET.match(line):
             offset_ns = int(match[1])
-    return Reading(now_ns, frozenset(found))
+    return Reading(now_ns, frozenset(found.values()), found)
+
+
+def parse_since(before: Reading, text: bytes) -> Reading | None:
+    """What a later text says of the timers that were there ``before``; in a hurry."""
+    now_ns = taken_at_ns(text)
+    if now_ns is None:
+        return None
+    still = before.by_text.keys() & set(_WAKEUP.findall(text))
+    return Reading(now_ns, frozenset(before.by_text[key] for key in still))
 
 
 def remaining(
@@ -139,11 +172,18 @@ def remaining(
     Where several timers fit, the latest of them counts: a sleep may last longer
     than asked for, never shorter (nanosleep(2)).
     """
-    gone = before.wakeups - after.wakeups
-    fitting = {
-        sleeper.tid: {w for w in gone if _fits(w, sleeper, after.now_ns)}
-        for sleeper in sleepers
-    }
+    gone = sorted(before.wakeups - after.wakeups, key=_SOFT_NS)
+    soft_ns = [wakeup.soft_ns for wakeup in gone]
+    fitting: dict[Tid, set[Wakeup]] = {}
+    crowded: dict[Tid, Wakeup] = {}
+    for sleeper in sleepers:
+        first = bisect_left(soft_ns, after.now_ns + sleeper.rest_ns_min)
+        end = bisect_right(soft_ns, after.now_ns + sleeper.rest_ns_max)
+        fits = (w for w in reversed(gone[first:end]) if _fits(w, sleeper, after.now_ns))
+        if end - first <= _CHOICES_MAX:
+            fitting[sleeper.tid] = set(fits)
+        elif latest := next(fits, None):
+            crowded[sleeper.tid] = latest
     found = {}
     for tid, wakeup in _settle(fitting).items():
         ns = max(0, wakeup.soft_ns - after.now_ns)
@@ -152,6 +192,9 @@ def remaining(
         if tid not in found and wakeups:
             ns = max(w.soft_ns for w in wakeups) - after.now_ns
             found[tid] = Remaining(max(0, ns), exact=False)
+    for tid, wakeup in crowded.items():
+        ns = max(0, wakeup.soft_ns - after.now_ns)
+        found[tid] = Remaining(ns, exact=False)
     return found
 
 

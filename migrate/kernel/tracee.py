@@ -80,6 +80,13 @@ class Registers:
         """Read what to_bytes() wrote."""
         return cls(*_REGISTERS.unpack(data))
 
+    def but(self, **words: int) -> Self:
+        """The same with other words, by name; dataclasses.replace() takes 10 µs."""
+        other = type(self)(*_all_registers(self))
+        for name, word in words.items():
+            setattr(other, name, word)
+        return other
+
     def to_bytes(self) -> bytes:
         """27 little-endian words."""
         return _REGISTERS.pack(*_all_registers(self))
@@ -106,6 +113,10 @@ class TaskState:
     registers: bytes  # Registers.to_bytes()
     mask: int  # blocked signals, bit n-1 for signal n
     xstate: bytes  # XSAVE area, standard format (NT_X86_XSTATE)
+
+    def going_on(self, registers: bytes) -> "TaskState":
+        """The same with other registers."""
+        return TaskState(registers, self.mask, self.xstate)
 
 
 @dataclass(frozen=True, slots=True)

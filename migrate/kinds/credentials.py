@@ -14,9 +14,11 @@ The last of the late kinds: restoring the others may need what is given up here.
 
 from __future__ import annotations
 
+import functools
 import struct
 from dataclasses import dataclass
 from errno import EINVAL
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from migrate.kernel import procfs
@@ -46,6 +48,7 @@ _HEADER: Final = struct.Struct("<Ii")
 _SETS: Final = struct.Struct("<6I")  # effective, permitted, inheritable; low, then high
 _LOW: Final = 0xFFFF_FFFF
 _CAPABILITIES: Final = range(64)
+_LAST: Final = Path("/proc/sys/kernel/cap_last_cap")
 _PR_CAPBSET_READ: Final = 23
 _PR_GET_NO_NEW_PRIVS: Final = 39
 _AMBIENT_IS_SET: Final = 1
@@ -180,11 +183,20 @@ def _ids(three: bytes, filesystem: int) -> Ids:
 
 
 def _ask_for_each(batch: Batch, *what: int) -> range:
-    """Ask for each capability; the kernel answers EINVAL for those it does not know."""
+    """Ask for each capability that this kernel knows."""
     first = len(batch)
-    for number in _CAPABILITIES:
+    for number in range(_last_capability() + 1):
         batch.add("prctl", *what, number, 0, 0)
     return range(first, len(batch))
+
+
+@functools.cache
+def _last_capability() -> int:
+    """The last one that there is; all of a mask where the kernel does not say."""
+    try:
+        return int(_LAST.read_text(encoding="ascii"))
+    except OSError:
+        return _CAPABILITIES[-1]
 
 
 def _mask(results: Sequence[int], places: range) -> int:

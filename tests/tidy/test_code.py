@@ -11,8 +11,7 @@ from tests.tidy import tree
 LINES_MAX: Final = 500
 
 # A file that is longer, and why its length is one idea.
-LONG: Final[dict[str, str]] = {
-}
+LONG: Final[dict[str, str]] = {}
 
 # Who may catch whatever comes, and what becomes of it.
 CATCH_ALL: Final = {

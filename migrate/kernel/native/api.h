@@ -142,10 +142,10 @@ int inject_questions(int pid, const int *tids, uint32_t tid_count,
                      const struct workbench *bench, const struct remote_call *calls,
                      uint32_t count, const void *data, uint32_t data_bytes,
                      uint32_t space_bytes, void *answers, uint32_t stride,
-                     uint64_t *deferred_signals);
+                     uint32_t together, uint64_t *deferred_signals);
 int inject_orders(int pid, const struct order *orders, uint32_t order_count,
                   const struct workbench *bench, struct remote_call *calls,
-                  const char *data, uint64_t *deferred_signals);
+                  const char *data, uint32_t together, uint64_t *deferred_signals);
 
 // skeleton.c
 int skeleton_spawn(const struct skeleton_plan *plan, struct skeleton_birth *birth);

@@ -181,11 +181,8 @@ static int run_to_end(int tid, const struct workbench *bench, int *born,
                       uint32_t born_max, struct batch_outcome *outcome)
 {
     for (;;) {
-        int e = tracee_continue(tid, 0);
-        if (e < 0)
-            return e;
         int status;
-        e = tracee_wait(tid, &status);
+        int e = tracee_wait(tid, &status);
         if (e < 0)
             return e;
         outcome->status = status;
@@ -200,37 +197,44 @@ static int run_to_end(int tid, const struct workbench *bench, int *born,
             if (outcome->clones < born_max)
                 born[outcome->clones] = child;
             outcome->clones++;
-            continue;
+        } else if (event == 0) { // a job-control stop passes by
+            if (signal == bench->done_signal) {
+                struct task_registers r;
+                e = tracee_get_registers(tid, &r);
+                if (e < 0)
+                    return e;
+                if (r.words[RIP] == bench->code + (injected_done - injected_begin))
+                    return 0;
+            }
+            if (signal == SIGSEGV || signal == SIGILL || signal == SIGBUS ||
+                signal == SIGTRAP || signal == SIGSYS)
+                return -EFAULT;
+            outcome->deferred_signals |= 1ULL << (signal - 1);
         }
-        if (event != 0)
-            continue; // a job-control stop passes by
-        if (signal == bench->done_signal) {
-            struct task_registers r;
-            e = tracee_get_registers(tid, &r);
-            if (e < 0)
-                return e;
-            if (r.words[RIP] == bench->code + (injected_done - injected_begin))
-                return 0;
-        }
-        if (signal == SIGSEGV || signal == SIGILL || signal == SIGBUS ||
-            signal == SIGTRAP || signal == SIGSYS)
-            return -EFAULT;
-        outcome->deferred_signals |= 1ULL << (signal - 1);
+        e = tracee_continue(tid, 0);
+        if (e < 0)
+            return e;
     }
 }
 
 // What one task is to do: calls, what they point to, and room that they find empty.
 struct work {
+    int tid;
     struct remote_call *calls; // results come back in the same array
     uint32_t count;
     const void *data;
     uint32_t data_bytes;
     char *space; // what the calls have left there; at first all zero
     uint32_t space_bytes;
+    // Where that is in the tracee, and what the task was before.
+    uint64_t table, frame, arguments, room;
+    struct task_registers own;
+    uint64_t mask;
+    struct batch_outcome outcome;
 };
 
-static int64_t place(int pid, const struct workbench *bench, const struct work *work,
-                     const void *frame, uint32_t frame_bytes)
+static int64_t place(int pid, const struct work *work, const void *frame,
+                     uint32_t frame_bytes)
 {
     struct iovec here[] = {
         {work->calls, work->count * sizeof *work->calls},
@@ -239,10 +243,10 @@ static int64_t place(int pid, const struct workbench *bench, const struct work *
         {work->space, work->space_bytes},
     };
     struct iovec there[] = {
-        {(void *)bench->table, here[0].iov_len},
-        {(void *)bench->frame, here[1].iov_len},
-        {(void *)bench->arguments, here[2].iov_len},
-        {(void *)bench->space, here[3].iov_len},
+        {(void *)work->table, here[0].iov_len},
+        {(void *)work->frame, here[1].iov_len},
+        {(void *)work->arguments, here[2].iov_len},
+        {(void *)work->room, here[3].iov_len},
     };
     ssize_t bytes = 0;
     for (int i = 0; i < 4; i++)
@@ -253,15 +257,15 @@ static int64_t place(int pid, const struct workbench *bench, const struct work *
     return r == bytes ? 0 : -EFAULT;
 }
 
-static int64_t fetch(int pid, const struct workbench *bench, const struct work *work)
+static int64_t fetch(int pid, const struct work *work)
 {
     struct iovec here[] = {
         {work->calls, work->count * sizeof *work->calls},
         {work->space, work->space_bytes},
     };
     struct iovec there[] = {
-        {(void *)bench->table, here[0].iov_len},
-        {(void *)bench->space, here[1].iov_len},
+        {(void *)work->table, here[0].iov_len},
+        {(void *)work->room, here[1].iov_len},
     };
     ssize_t r = process_vm_readv(pid, here, 2, there, 2, 0);
     if (r < 0)
@@ -269,52 +273,107 @@ static int64_t fetch(int pid, const struct workbench *bench, const struct work *
     return (size_t)r == here[0].iov_len + here[1].iov_len ? 0 : -EFAULT;
 }
 
-// Let one stopped task do its work. Registers and mask are its own again afterwards,
-// also when it failed, unless it has ended.
-static int64_t do_work(int pid, int tid, const struct workbench *bench,
-                       const struct work *work, int *born, uint32_t born_max,
-                       struct batch_outcome *outcome)
+// Have a stopped task begin. If this fails it is as it was.
+static int64_t begin(int pid, const struct workbench *bench, struct work *work)
 {
-    if (work->count == 0)
-        return 0;
-    if (work->count > bench->calls_max)
-        return -E2BIG;
-    struct task_registers own;
-    uint64_t mask;
     char xstate[XSTATE_BYTES_MAX], frame[FRAME_BYTES_MAX];
-    int e = tracee_get_registers(tid, &own);
+    int e = tracee_get_registers(work->tid, &work->own);
     if (e >= 0)
-        e = tracee_get_mask(tid, &mask);
+        e = tracee_get_mask(work->tid, &work->mask);
     if (e < 0)
         return e;
-    int size = tracee_get_xstate(tid, xstate, sizeof xstate);
+    int size = tracee_get_xstate(work->tid, xstate, sizeof xstate);
     if (size < 0)
         return size;
-    size = make_frame(frame, bench->frame, &own, xstate, size, mask);
+    size = make_frame(frame, work->frame, &work->own, xstate, size, work->mask);
     if (size < 0)
         return size;
-    int64_t r = place(pid, bench, work, frame, size);
+    int64_t r = place(pid, work, frame, size);
     if (r < 0)
         return r;
 
-    struct task_registers ours = own;
+    struct task_registers ours = work->own;
     ours.words[RIP] = bench->code;
-    ours.words[RBX] = bench->table;
+    ours.words[RBX] = work->table;
     ours.words[R12] = work->count;
-    ours.words[R13] = bench->frame + 8; // rt_sigreturn looks 8 bytes below
+    ours.words[R13] = work->frame + 8; // rt_sigreturn looks 8 bytes below
     ours.words[RBP] = bench->done_signal;
-    ours.words[RSP] = bench->frame;
+    ours.words[RSP] = work->frame;
     ours.words[ORIG_RAX] = -1ULL;
     ours.words[EFLAGS] &= ~(uint64_t)(EFLAGS_TRAP | EFLAGS_DIRECTION);
-    r = set_registers(tid, &ours, ~(1ULL << (bench->done_signal - 1)));
+    r = set_registers(work->tid, &ours, ~(1ULL << (bench->done_signal - 1)));
     if (r >= 0)
-        r = run_to_end(tid, bench, born, born_max, outcome);
+        r = tracee_continue(work->tid, 0);
+    if (r < 0 && r != -ESRCH)
+        set_registers(work->tid, &work->own, work->mask);
+    return r;
+}
+
+// Wait for the end of what was begun. Registers and mask are the task's own again
+// afterwards, also when it failed, unless it has ended.
+static int64_t end(int pid, const struct workbench *bench, struct work *work, int *born,
+                   uint32_t born_max)
+{
+    int64_t r = run_to_end(work->tid, bench, born, born_max, &work->outcome);
     if (r >= 0)
-        r = fetch(pid, bench, work);
+        r = fetch(pid, work);
     if (r == -ESRCH)
         return r;
-    e = set_registers(tid, &own, mask);
+    int e = set_registers(work->tid, &work->own, work->mask);
     return r < 0 ? r : e < 0 ? e : 0;
+}
+
+enum { TOGETHER_MAX = 8, ALIGNMENT = 64 };
+
+static uint64_t aligned(uint64_t n)
+{
+    return (n + ALIGNMENT - 1) & ~(uint64_t)(ALIGNMENT - 1);
+}
+
+// The work of one task laid out at `place`, and all pointers to its data and space
+// turned to that. Returns the place behind it.
+static uint64_t lay_out(const struct workbench *bench, struct work *work, uint64_t place)
+{
+    work->table = place;
+    work->frame = aligned(work->table + work->count * sizeof *work->calls);
+    work->arguments = aligned(work->frame + FRAME_BYTES_MAX);
+    work->room = aligned(work->arguments + work->data_bytes);
+    for (uint32_t row = 0; row < work->count; row++)
+        for (int i = 0; i < 6; i++) {
+            uint64_t *word = &work->calls[row].arguments[i];
+            if (*word - bench->arguments < work->data_bytes)
+                *word += work->arguments - bench->arguments;
+            else if (*word - bench->space < work->space_bytes)
+                *word += work->room - bench->space;
+        }
+    return aligned(work->room + work->space_bytes);
+}
+
+// Have several tasks work at the same time, so that one's way to its stop overlaps the
+// next one's. None bears children.
+static int64_t work_together(int pid, const struct workbench *bench, struct work *works,
+                             uint32_t count, uint64_t *deferred_signals)
+{
+    int64_t failed = 0;
+    uint32_t begun = 0;
+    uint64_t place = bench->arguments;
+    for (; begun < count && failed >= 0; begun++) {
+        place = lay_out(bench, &works[begun], place);
+        if (place > bench->space)
+            return -E2BIG;
+    }
+    for (begun = 0; begun < count; begun++) {
+        failed = works[begun].count ? begin(pid, bench, &works[begun]) : 0;
+        if (failed < 0)
+            break;
+    }
+    for (uint32_t i = 0; i < begun; i++) {
+        int64_t r = works[i].count ? end(pid, bench, &works[i], NULL, 0) : 0;
+        *deferred_signals |= works[i].outcome.deferred_signals;
+        if (r < 0 && failed >= 0)
+            failed = r;
+    }
+    return failed;
 }
 
 // Let the stopped tracee `tid` make `count` calls (at most bench->calls_max), whose
@@ -326,58 +385,85 @@ int inject_batch(int pid, int tid, const struct workbench *bench,
                  uint32_t data_bytes, int *born, uint32_t born_max,
                  struct batch_outcome *outcome)
 {
-    *outcome = (struct batch_outcome){0};
-    struct work work = {calls, count, data, data_bytes, NULL, 0};
-    return do_work(pid, tid, bench, &work, born, born_max, outcome);
+    struct work work = {
+        .tid = tid, .calls = calls, .count = count,
+        .data = data, .data_bytes = data_bytes,
+        .table = bench->table, .frame = bench->frame, .arguments = bench->arguments,
+    };
+    *outcome = work.outcome;
+    if (count == 0)
+        return 0;
+    if (count > bench->calls_max)
+        return -E2BIG;
+    int64_t r = begin(pid, bench, &work);
+    if (r >= 0)
+        r = end(pid, bench, &work, born, born_max);
+    *outcome = work.outcome;
+    return r;
 }
 
-// Have many tasks make the same calls, one after the other. The answer of each is
-// `stride` bytes: results, space, and what ptrace tells of it.
+// Have many tasks make the same calls. The answer of each is `stride` bytes: results,
+// space, and what ptrace tells of it. `together` of them work at the same time.
 int inject_questions(int pid, const int *tids, uint32_t tid_count,
                      const struct workbench *bench, const struct remote_call *calls,
                      uint32_t count, const void *data, uint32_t data_bytes,
                      uint32_t space_bytes, void *answers, uint32_t stride,
-                     uint64_t *deferred_signals)
+                     uint32_t together, uint64_t *deferred_signals)
 {
     uint32_t results_bytes = count * sizeof(int64_t);
-    if (results_bytes + space_bytes + sizeof(struct task_facts) > stride)
+    if (results_bytes + space_bytes + sizeof(struct task_facts) > stride ||
+        together < 1 || together > TOGETHER_MAX)
         return -EINVAL;
-    struct remote_call *rows = malloc(count * sizeof *rows + 1);
+    struct remote_call *rows = malloc(together * count * sizeof *rows + 1);
     if (!rows)
         return -ENOMEM;
     int64_t r = 0;
-    for (uint32_t i = 0; i < tid_count && r >= 0; i++) {
-        char *answer = (char *)answers + (size_t)i * stride;
-        memcpy(rows, calls, count * sizeof *rows);
-        struct work work = {rows, count, data, data_bytes, answer + results_bytes,
-                            space_bytes};
-        memset(work.space, 0, space_bytes);
-        struct batch_outcome outcome = {0};
-        r = do_work(pid, tids[i], bench, &work, NULL, 0, &outcome);
-        *deferred_signals |= outcome.deferred_signals;
-        for (uint32_t row = 0; row < count; row++)
-            memcpy(answer + row * sizeof(int64_t), &rows[row].result, sizeof(int64_t));
-        if (r >= 0)
-            r = task_look(pid, tids[i],
-                          (struct task_facts *)(answer + results_bytes + space_bytes));
+    for (uint32_t first = 0; first < tid_count && r >= 0; first += together) {
+        uint32_t n = tid_count - first < together ? tid_count - first : together;
+        struct work works[TOGETHER_MAX];
+        for (uint32_t i = 0; i < n; i++) {
+            char *answer = (char *)answers + (size_t)(first + i) * stride;
+            works[i] = (struct work){
+                .tid = tids[first + i], .calls = rows + i * count, .count = count,
+                .data = data, .data_bytes = data_bytes,
+                .space = answer + results_bytes, .space_bytes = space_bytes,
+            };
+            memcpy(works[i].calls, calls, count * sizeof *rows);
+            memset(works[i].space, 0, space_bytes);
+        }
+        r = work_together(pid, bench, works, n, deferred_signals);
+        for (uint32_t i = 0; i < n && r >= 0; i++) {
+            char *answer = works[i].space - results_bytes;
+            for (uint32_t row = 0; row < count; row++)
+                memcpy(answer + row * sizeof(int64_t), &works[i].calls[row].result,
+                       sizeof(int64_t));
+            r = task_look(pid, works[i].tid,
+                          (struct task_facts *)(works[i].space + space_bytes));
+        }
     }
     free(rows);
     return r < 0 ? r : (int)tid_count;
 }
 
-// Have each task make its own calls, one task after the other. Results come back in the
-// array of calls.
+// Have each task make its own calls; `together` of them at the same time. Results come
+// back in the array of calls.
 int inject_orders(int pid, const struct order *orders, uint32_t order_count,
                   const struct workbench *bench, struct remote_call *calls,
-                  const char *data, uint64_t *deferred_signals)
+                  const char *data, uint32_t together, uint64_t *deferred_signals)
 {
-    for (uint32_t i = 0; i < order_count; i++) {
-        const struct order *order = &orders[i];
-        struct work work = {calls + order->first, order->count, data + order->data,
-                            order->data_bytes, NULL, 0};
-        struct batch_outcome outcome = {0};
-        int64_t r = do_work(pid, order->tid, bench, &work, NULL, 0, &outcome);
-        *deferred_signals |= outcome.deferred_signals;
+    if (together < 1 || together > TOGETHER_MAX)
+        return -EINVAL;
+    for (uint32_t first = 0; first < order_count; first += together) {
+        uint32_t n = order_count - first < together ? order_count - first : together;
+        struct work works[TOGETHER_MAX];
+        for (uint32_t i = 0; i < n; i++) {
+            const struct order *order = &orders[first + i];
+            works[i] = (struct work){
+                .tid = order->tid, .calls = calls + order->first, .count = order->count,
+                .data = data + order->data, .data_bytes = order->data_bytes,
+            };
+        }
+        int64_t r = work_together(pid, bench, works, n, deferred_signals);
         if (r < 0)
             return r;
     }
