@@ -32,6 +32,7 @@ VMAS_MAX: Final = 65_530  # /proc/sys/vm/max_map_count of most hosts
 TASKS_MAX: Final = 32_768
 # The index under which a Layout message brings a process that has joined the tree.
 JOINS: Final = 0xFFFF_FFFF
+ID_MAX: Final = 0xFFFF_FFFE  # of users and groups; (uid_t) -1 is none
 PROCESSES_MAX: Final = 4096  # as many pids as OfferAccepted holds
 _MMAP_MIN: Final = 65_536  # /proc/sys/vm/mmap_min_addr of most hosts
 
@@ -257,6 +258,13 @@ def _judge_ids(process: Process) -> None:
         raise ImageError("Threads are listed twice, or there are too many.")
     if min(tids) < 1 or process.process_group < 0 or process.session < 0:
         raise ImageError("Ids are positive.")
+    # What is beyond is cut down to a number that is somebody's, and -1 is no number:
+    # setresuid(2) keeps the id that is, and the one that builds is root's.
+    if any(
+        not 0 <= number <= ID_MAX
+        for number in (*process.uids, *process.gids, *process.groups)
+    ):
+        raise ImageError("A user or a group has a number that there is not.")
     if b"\0" in process.executable or not process.executable.startswith(b"/"):
         raise ImageError("The executable has no absolute path.")
 
