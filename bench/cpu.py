@@ -33,7 +33,7 @@ _FIGURES: Final = (
     "ratio",
 )
 NO_TLS: Final = (
-    "connections are not encrypted yet, so the ratio is to raw TCP and two copies"
+    "there is no raw loop over TLS, so the ratio is to raw TCP and two copies"
 )
 
 

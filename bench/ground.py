@@ -51,10 +51,11 @@ class Moved:
 class Ground:
     """``a``, and ``b`` with an agent."""
 
-    def __init__(self, a: Host, b: Host) -> None:
+    def __init__(self, a: Host, b: Host, module: str = "migrate") -> None:
         self.a: Final = a
         self.b: Final = b
-        self._agent: Final[Agent] = b.agent()
+        self._module = module
+        self._agent: Final[Agent] = b.agent(module=module)
         self._agent_cgroup = b.cgroup / "agent"
         self._agent_cgroup.mkdir()
         for pid in (b.cgroup / "cgroup.procs").read_text().split():
@@ -70,7 +71,7 @@ class Ground:
             TrialFailed: it did not arrive, with what the command said.
         """
         to = f"{self.b.address}:{self._agent.port}"
-        command = [sys.executable, "-m", "migrate", "--to", to, "--json", *options]
+        command = [sys.executable, "-m", self._module, "--to", to, "--json", *options]
         source_s, destination_s = self._cpu_s()
         logged = len(self._agent.log)
         began_ns = time.monotonic_ns()
@@ -136,12 +137,12 @@ class Ground:
 
 
 @contextmanager
-def ground(*programs: Path) -> Iterator[Ground]:
-    """Two fresh hosts on which ``programs`` can be found."""
+def ground(*programs: Path, module: str = "migrate") -> Iterator[Ground]:
+    """Two fresh hosts on which ``programs`` can be found; ``module`` is what is run."""
     # A host has a /tmp and a /run of its own; what we need must not lie under them.
     shared = hidden(*(program.parent for program in programs))
     with TestBed(shared=shared) as bed:
-        yield Ground(bed.host("a"), bed.host("b"))
+        yield Ground(bed.host("a"), bed.host("b"), module)
 
 
 def warm(size_bytes: int, *, huge: bool = False) -> None:

@@ -15,7 +15,7 @@ from migrate.report import size
 
 _SIZES_BYTES: Final = (1024 * MIB,)
 _RUNS: Final = 5
-NO_TLS: Final = "connections are not encrypted yet, so the ratio is to the raw TCP loop"
+NO_TLS: Final = "there is no raw loop over TLS, so the ratio is to the raw TCP loop"
 
 
 def _measure(wanted: Wanted, tell: Tell) -> list[Result]:

@@ -181,7 +181,11 @@ class Host:
         return socket.socket(fileno=packet.fds[0])
 
     def agent(
-        self, *options: str, port: int = 0, env: Mapping[str, str] | None = None
+        self,
+        *options: str,
+        port: int = 0,
+        env: Mapping[str, str] | None = None,
+        module: str = "migrate",
     ) -> "Agent":
         """Start ``migrate agent`` here, and wait until it listens.
 
@@ -195,7 +199,7 @@ class Host:
         environment["PYTHONPATH"] = os.pathsep.join(paths)
         process = self.popen(
             [
-                *(sys.executable, "-m", "migrate", "agent"),
+                *(sys.executable, "-m", module, "agent"),
                 *("--listen", f"{self.address}:{port}"),
                 *options,
             ],

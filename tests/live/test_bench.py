@@ -83,9 +83,17 @@ def test_throughput_is_beside_the_loops_of_the_same_run() -> None:
     for name in ("bytes_per_s", "raw_tcp_bytes_per_s", "raw_copy_bytes_per_s", "ratio"):
         assert result[name] > 0, name
     assert result["raw_tls_bytes_per_s"] is None
-    assert "not encrypted" in result["raw_tls_missing"]
+    assert "no raw loop over TLS" in result["raw_tls_missing"]
     assert result["ratio"] == pytest.approx(
         result["bytes_per_s"] / result["raw_tcp_bytes_per_s"]
+    )
+
+
+def test_encryption_is_compared_with_bare_links_of_the_same_run() -> None:
+    (result,) = bench("encryption", *TINY)["results"]
+    assert is_summary(result["total_s_tls"]) and is_summary(result["total_s_clear"])
+    assert result["total_s_ratio"] == pytest.approx(
+        result["total_s_tls"]["median"] / result["total_s_clear"]["median"]
     )
 
 
