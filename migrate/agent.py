@@ -51,6 +51,29 @@ class CannotListen(Exception):
     """The address is not to be had; the message says what to do about it."""
 
 
+class _Stranger:
+    """One connection, among strangers until its worker says that it knows who it is."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._is_known = False
+        agent.strangers += 1
+
+    async def introduce(self, admission: trio.lowlevel.FdStream) -> None:
+        """Wait for the worker's word; it may end without one."""
+        if await admission.receive_some(1):
+            self._is_known = True
+            self._agent.strangers -= 1
+            self._agent.admitted += 1
+
+    def gone(self) -> None:
+        """The connection, and its worker."""
+        if self._is_known:
+            self._agent.admitted -= 1
+        else:
+            self._agent.strangers -= 1
+
+
 class Agent:
     """Listens until SIGTERM or SIGINT.
 
@@ -73,8 +96,8 @@ class Agent:
         self._state_directory = state_directory
         self._worker = tuple(worker)
         self._limits = Limits()
-        self._admitted = 0  # whose worker knows who it is
-        self._strangers = 0  # the others
+        self.admitted = 0  # whose worker knows who it is
+        self.strangers = 0  # the others
         self._workers: set[trio.Process] = set()
         self._stopping = False
 
@@ -192,22 +215,29 @@ class Agent:
     async def _arrival(self, stream: trio.SocketStream) -> None:
         """One connection, from accept to the last trace of its worker."""
         log = self._log.bind(peer=_peer_name(stream.socket))
-        if self._admitted >= (self._workers_max or self._limits.arrivals_max):
-            log.warning("turned away", workers=self._admitted)
+        if self.admitted >= (self._workers_max or self._limits.arrivals_max):
+            log.warning("turned away", workers=self.admitted)
             await stream.aclose()
             return
-        if self._limits.drops(self._strangers, limits.draw()):
-            log.warning("dropped", strangers=self._strangers)
+        if self._limits.drops(self.strangers, limits.draw()):
+            log.warning("dropped", strangers=self.strangers)
             await stream.aclose()
             return
+        # From here on, and not only when there is a worker: a flood is faster.
+        stranger = _Stranger(self)
         try:
-            await self._work_for(stream, log)
+            await self._work_for(stream, log, stranger)
         except Exception:
             # One arrival failed; the others and the next ones are not to.
             log.exception("arrival failed")
+        finally:
+            stranger.gone()
 
     async def _work_for(
-        self, stream: trio.SocketStream, log: FilteringBoundLogger
+        self,
+        stream: trio.SocketStream,
+        log: FilteringBoundLogger,
+        stranger: _Stranger,
     ) -> None:
         hears, tells = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         async with trio.lowlevel.FdStream(hears) as admission:
@@ -217,25 +247,9 @@ class Agent:
                 os.close(tells)
                 await stream.aclose()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._count, admission, worker)
+                nursery.start_soon(stranger.introduce, admission)
                 await self._attend(worker, log)
                 nursery.cancel_scope.cancel()
-
-    async def _count(
-        self, admission: trio.lowlevel.FdStream, worker: trio.Process
-    ) -> None:
-        """Among strangers until the worker says that it knows who it is."""
-        self._strangers += 1
-        try:
-            said = await admission.receive_some(1)
-        finally:
-            self._strangers -= 1
-        if said:
-            self._admitted += 1
-            try:
-                await worker.wait()
-            finally:
-                self._admitted -= 1
 
     async def _attend(self, worker: trio.Process, log: FilteringBoundLogger) -> None:
         log = log.bind(worker=worker.pid)

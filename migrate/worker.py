@@ -33,9 +33,10 @@ def main(arguments: Sequence[str]) -> int:
     # They are not for the process that arrives, nor for what it starts.
     os.set_inheritable(socket_fd, False)
     os.set_inheritable(admitted_fd, False)
-    # Nothing of what comes is for a file of the host: no core, and no reading of our
-    # memory by others (prctl(2), PR_SET_DUMPABLE).
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # Nothing of what comes is for a file of the host. The process that arrives gets
+    # its own limit back (``kinds.limits``).
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
     try:
         return _receive(socket.socket(fileno=socket_fd), admitted_fd)
     except MigrateError as error:

@@ -15,7 +15,7 @@ from threading import Thread
 
 import pytest
 
-from migrate import arrival_leaf
+from migrate import arrival_leaf, config_directory, limits
 from migrate.kernel import cgroups, procfs
 from precopy.ids import Pid
 from tests.live import agent_worker
@@ -217,6 +217,27 @@ def test_too_many_are_turned_away() -> None:
             for connection in held:
                 assert connection.recv(1) == b""
         assert agent.events().count("turned away") == 1
+
+
+def test_who_proves_nothing_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From startups_full on at once; those before are heard to their end."""
+    monkeypatch.setenv(config_directory.VARIABLE, str(tmp_path))
+    text = "startups_begin = 2\nstartups_full = 2\n"
+    config_directory.write_ours(tmp_path / limits.FILE, text, anew=True)
+    command = (*MIGRATE, "agent", "--listen", "127.0.0.1:0")
+    with running(*command) as agent, ExitStack() as connections:
+        silent = [connections.enter_context(agent.connect()) for _ in range(2)]
+        with agent.connect() as late:
+            assert late.recv(1) == b""
+        for connection in silent:
+            # Not at its end: a worker waits for what this one has to say.
+            assert not select.select([connection], [], [], 0)[0]
+            connection.shutdown(socket.SHUT_WR)
+            assert connection.recv(1) == b""
+        assert agent.stop() == 0
+        assert agent.events().count("dropped") == 1
 
 
 def test_the_next_agent_settles_what_a_dead_one_left() -> None:
