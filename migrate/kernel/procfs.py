@@ -11,12 +11,16 @@ thread that ends during the look is left out; who needs the truth stops it first
 looks again.
 """
 
+import functools
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from errno import ENOENT, ESRCH
+from errno import ENOENT, ENOSPC, ESRCH
+from operator import attrgetter
 from typing import Final
 
+from migrate.kernel._native import ffi, lib
 from migrate.kernel.fdinfo import (
     EpollTarget,
     FdInfo,
@@ -105,6 +109,10 @@ __all__ = [
 ]
 
 _CHUNK_BYTES: Final = 1 << 16
+_ROW: Final = struct.Struct("<iIIIQQQ")  # struct descriptor_row
+_ROW_ALIGNMENT: Final = 8
+_ROWS_BYTES: Final = 1 << 17
+_NUMBER: Final = attrgetter("number")
 
 
 def read(pid: Pid, name: str) -> bytes:
@@ -276,15 +284,55 @@ def fd(pid: Pid, number: int) -> FdView:
 
 def fds(pid: Pid) -> tuple[FdView, ...]:
     """The descriptors of ``pid``, in their order; none for a zombie."""
-    with _vanishing(pid):
-        numbers = sorted(int(name) for name in os.listdir(f"/proc/{pid}/fd"))
+    size = _ROWS_BYTES
+    while True:
+        rows = bytearray(size)
+        used = lib.descriptors_read(pid, ffi.from_buffer(rows), size)
+        if used != -ENOSPC:
+            break
+        size *= 4
+    if used in (-ENOENT, -ESRCH):
+        raise TaskVanished(pid)
+    if used < 0:
+        raise OSError(-used, os.strerror(-used), f"/proc/{pid}/fd")
     views = []
-    for number in numbers:
-        try:
-            views.append(fd(pid, number))
-        except TaskVanished:
-            read(pid, "stat")  # raises if it is the process that is gone
+    data, at = bytes(rows[:used]), 0
+    while at < used:
+        number, mode, link_bytes, info_bytes, *where = _ROW.unpack_from(data, at)
+        info_at = at + _ROW.size + link_bytes
+        end = info_at + info_bytes
+        views.append(
+            _view(
+                pid,
+                number,
+                data[at + _ROW.size : info_at],
+                data[info_at:end],
+                mode,
+                *where,
+            )
+        )
+        at = end + -end % _ROW_ALIGNMENT
+    views.sort(key=_NUMBER)
+    if not views:
+        read(pid, "stat")  # raises if it is the process that is gone
     return tuple(views)
+
+
+@functools.lru_cache(maxsize=1 << 15)
+def _view(
+    pid: Pid,
+    number: int,
+    name: bytes,
+    info: bytes,
+    mode: int,
+    device: int,
+    inode: int,
+    special: int,
+) -> FdView:
+    """What looks the same is not parsed again."""
+    return FdView(
+        pid, number, text(name), parse_fdinfo(info), mode, device, inode, special
+    )
 
 
 def pids() -> tuple[Pid, ...]:

@@ -424,3 +424,21 @@ def test_a_thread_may_be_called_anything() -> None:
     finally:
         child.send_signal(signal.SIGKILL)
         child.communicate()
+
+
+def test_all_descriptors_are_seen_as_each_of_them_is(tmp_path: Path) -> None:
+    """More than fit into the first buffer, and one that changes between two looks."""
+    path = tmp_path / ("n" * 200)
+    path.write_bytes(b"content")
+    files = [path.open("rb", buffering=0) for _ in range(600)]
+    try:
+        views = procfs.fds(SELF)
+        assert list(views) == [procfs.fd(SELF, view.number) for view in views]
+        assert {file.fileno() for file in files} <= {view.number for view in views}
+        files[300].seek(3)
+        moved = {view.number: view for view in procfs.fds(SELF)}
+        assert moved[files[300].fileno()].info.position == 3
+        assert moved[files[299].fileno()].info.position == 0
+    finally:
+        for file in files:
+            file.close()

@@ -56,6 +56,18 @@ struct task_facts {
     int32_t padding;
 };
 
+// One descriptor of a process; behind it what its link says, then its fdinfo, then
+// nothing up to a multiple of 8.
+struct descriptor_row {
+    int32_t number;
+    uint32_t mode;
+    uint32_t link_bytes;
+    uint32_t info_bytes;
+    uint64_t device;
+    uint64_t inode;
+    uint64_t special; // st_rdev
+};
+
 // What a batch came back with besides its results.
 struct batch_outcome {
     uint64_t deferred_signals; // bit n-1: signal n arrived and was held back
@@ -149,3 +161,7 @@ int inject_orders(int pid, const struct order *orders, uint32_t order_count,
 
 // skeleton.c
 int skeleton_spawn(const struct skeleton_plan *plan, struct skeleton_birth *birth);
+
+// descriptors.c
+// The bytes used of rows; -ENOSPC: there are more. In the order of /proc.
+int64_t descriptors_read(int pid, void *rows, uint64_t size);

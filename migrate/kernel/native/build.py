@@ -8,7 +8,14 @@ from cffi import FFI
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 API = HERE / "api.h"
-SOURCES = ("ptrace.c", "inject.c", "frame.c", "skeleton.c", "abi_check.c")
+SOURCES = (
+    "ptrace.c",
+    "inject.c",
+    "frame.c",
+    "skeleton.c",
+    "descriptors.c",
+    "abi_check.c",
+)
 
 # setuptools wants sources relative to setup.py; a build on its own, by
 # `python migrate/kernel/native/build.py`, happens in a scratch folder.
