@@ -15,11 +15,11 @@ from typing import Final
 from migrate.audit import Audit
 from migrate.errors import Reason
 from migrate.image import Process
-from migrate.kernel import procfs
+from migrate.kernel import lineage, procfs
 from migrate.limits import Limits
 from migrate.peers import Known
 from migrate.policy import Decision, Member, decide
-from precopy.errors import KernelError
+from precopy.errors import KernelError, TaskVanished
 from precopy.ids import PAGE_BYTES, Pid
 from transport import messages as m
 
@@ -153,10 +153,9 @@ class Allowance:
 
 def require_departure(peer: Known, pids: Sequence[int], audit: Audit) -> Reason | None:
     """Why the trees of ``pids`` may not go to ``peer``; None if they may."""
-    family = tuple(dict.fromkeys(pid for root in pids for pid in _family(Pid(root))))
-    members = [_running(pid) for pid in family]
-    decision = decide(members, 0, allow=peer.peer.allow_out)
-    for pid, member in zip(family, members, strict=True):
+    family = {pid: who for root in pids for pid, who in _family(Pid(root))}
+    decision = decide(list(family.values()), 0, allow=peer.peer.allow_out)
+    for pid, member in family.items():
         audit.write(
             "departure",
             decision,
@@ -186,10 +185,14 @@ def names_of(processes: Sequence[Process]) -> tuple[m.Feature, ...]:
     )
 
 
-def _family(root: Pid) -> Iterator[Pid]:
-    yield root
-    for child in procfs.children(root):
-        yield from _family(child)
+def _family(root: Pid) -> Iterator[tuple[Pid, Member]]:
+    """All that live now; who joins later is asked about by the destination."""
+    for relative in lineage.family(root):
+        try:
+            yield relative.pid, _running(relative.pid)
+        except TaskVanished:
+            if relative.pid == root:
+                raise
 
 
 def _running(pid: Pid) -> Member:

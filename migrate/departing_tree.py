@@ -6,6 +6,8 @@ that one is new from its memory on, and keeps its place. In the freeze the same 
 once more, and then the tree is what it is.
 """
 
+import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
@@ -35,6 +37,7 @@ from transport import messages as m
 from transport.channel import Channel
 
 _ROOT: Final = Index(0)
+_SETTLED_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +153,9 @@ class DepartingTree:
             [
                 relative
                 for relative in lineage.family(self._root_pid)
-                if not self._knows(relative.pid) and not _borrows_memory(relative)
+                if not self._knows(relative.pid)
+                and not _borrows_memory(relative)
+                and _is_settled(relative.pid)
             ],
             None,
         )
@@ -380,6 +385,15 @@ def _table(pid: Pid) -> tuple[FdView, ...]:
         return procfs.fds(pid)
     except TaskVanished:
         return ()
+
+
+def _is_settled(pid: Pid) -> bool:
+    """Whether it has lived for a while: many a child is gone before it is built."""
+    try:
+        born_s = procfs.stat(pid).start_time_ticks / os.sysconf("SC_CLK_TCK")
+    except TaskVanished:
+        return False
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - born_s >= _SETTLED_S
 
 
 def _borrows_memory(relative: Relative) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
 from migrate.errors import Reason, printable
-from migrate.kernel import kcmp, procfs
+from migrate.kernel import kcmp, lineage, procfs
 from migrate.kernel.procfs import FdView
 from migrate.kinds import table
 from precopy.errors import KernelError, TaskVanished
@@ -81,7 +81,7 @@ def reasons(
             found.append(_reason(kind, view, reason))
         elif exclusive:
             unshared.append(view)
-    return found + list(_shared({pid, os.getpid(), *family}, unshared))
+    return found + list(_shared(pid, unshared, family))
 
 
 def stranger(view: FdView) -> str:
@@ -112,7 +112,9 @@ def _judge(view: FdView) -> tuple[str, str | None, bool]:
     return name, module.refuse(view), module.KIND.exclusive or lock
 
 
-def _shared(ours: Collection[int], views: Iterable[FdView]) -> Iterator[Reason]:
+def _shared(
+    pid: Pid, views: Iterable[FdView], family: Collection[Pid]
+) -> Iterator[Reason]:
     """Those of the descriptors that others have too, one reason for each.
 
     Processes that we may not look into are passed over.
@@ -123,11 +125,13 @@ def _shared(ours: Collection[int], views: Iterable[FdView]) -> Iterator[Reason]:
     if not by_link:
         return
     for other in procfs.pids():
-        if other in ours:
+        if other in (pid, os.getpid()) or other in family:
             continue
         for number, link in _links(other):
             for view in tuple(by_link.get(link, ())):
                 if _is_same(view, other, number):
+                    if family and lineage.descends(other, family):
+                        continue  # born since; it will be looked at as well
                     by_link[link].remove(view)
                     yield _reason(
                         "descriptor",

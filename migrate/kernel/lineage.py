@@ -5,7 +5,7 @@ described   proc_tid_children(5): in the order of their births, and complete onl
             again, and who needs the truth freezes it first.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from migrate.kernel import procfs
@@ -39,6 +39,18 @@ def family(root: Pid) -> list[Relative]:
             if not _has_ended(pid)
         ]
     return found
+
+
+def descends(pid: Pid, family: Collection[Pid]) -> bool:
+    """Whether it is, or comes from, one of ``family``; also if it has ended since."""
+    while pid not in family:
+        try:
+            pid = procfs.stat(pid).parent
+        except TaskVanished:
+            return True
+        if pid <= 1:
+            return False
+    return True
 
 
 def ended_children(parent: Pid) -> list[Stat]:

@@ -66,7 +66,7 @@ def _of_process(
             return [reason]
         subject = Subject.of(pid)
         found = [
-            *standing.reasons(subject),
+            *standing.reasons(subject, family),
             *confinement.reasons(subject),
             *memory.reasons(subject),
             *strangers.reasons(pid, subject.views, family),

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from typing import Final
 
 from migrate.errors import Reason, printable
-from migrate.kernel import procfs
+from migrate.kernel import lineage, procfs
 from migrate.kernel.syscalls import raw
 from migrate.preflight.subject import Subject
 from precopy.errors import KernelError, TaskVanished
@@ -70,24 +70,37 @@ def not_a_candidate(pid: Pid, own_pids: Collection[Pid]) -> Reason | None:
     return Reason("process", message, pid) if message else None
 
 
-def reasons(subject: Subject) -> Iterator[Reason]:
-    """What is in the way in what the process is and whom it belongs to."""
+def reasons(subject: Subject, family: Collection[Pid] = ()) -> Iterator[Reason]:
+    """What is in the way in what the process is and whom it belongs to.
+
+    Whoever was born to its ``family`` since that was looked at is passed over.
+    """
     yield from _traced(subject)
     yield from _state(subject)
     yield from _binary(subject)
     yield from _terminal(subject)
-    yield from _shared(subject)
+    yield from _shared(subject, family)
 
 
 def _traced(subject: Subject) -> Iterator[Reason]:
     tracers = {status.tracer for status in subject.tasks.values()} - {0}
     for tracer in sorted(tracers):
+        if _is_ours(tracer):
+            continue  # it joined a tree of which we hold all
         yield Reason(
             "tracer",
             f"pid {subject.pid} is traced by pid {tracer} ({_name(tracer)}), and a "
             "process has one tracer. Detach it first.",
             subject.pid,
         )
+
+
+def _is_ours(tracer: Pid) -> bool:
+    """Whether it is one of our own threads."""
+    try:
+        return procfs.status(tracer).tgid == os.getpid()
+    except TaskVanished:
+        return True  # it ended, and traces nobody any more
 
 
 def _state(subject: Subject) -> Iterator[Reason]:
@@ -136,13 +149,15 @@ def _terminal(subject: Subject) -> Iterator[Reason]:
         )
 
 
-def _shared(subject: Subject) -> Iterator[Reason]:
+def _shared(subject: Subject, family: Collection[Pid]) -> Iterator[Reason]:
     pid = subject.pid
     for other in procfs.pids():
         if other == pid:
             continue
         for resource, what in _SHARED:
             if _same(pid, other, resource):
+                if other not in family and lineage.descends(other, {pid}):
+                    break  # born since; it will be looked at as well
                 yield Reason(
                     "sharing",
                     f"pid {pid} shares {what} with pid {other} ({_name(other)}), "
