@@ -25,6 +25,7 @@ from migrate.kernel.cgroups import Leaf
 from migrate.kernel.pidfds import PidFd
 from migrate.kinds.kind import CannotCarry, Target
 from migrate.mapping import CannotBuild
+from migrate.patience import patient
 from migrate.peers import Known
 from migrate.skeleton import Skeleton
 from migrate.skeleton_tree import SkeletonTree
@@ -42,7 +43,7 @@ from transport.states import Role
 from transport.tls import Secured
 
 ROUND_S: Final = 600.0  # a round may throttle itself; the peer's silence may not last
-READY_HOLD_S: Final = 120.0  # so long a finished copy waits for its Go
+READY_HOLD_S: Final = patient(120.0)  # so long a finished copy waits for its Go
 _CLOCKS_APART_NS: Final = 1_000_000_000
 
 _UNBUILDABLE: Final = (

@@ -12,6 +12,7 @@ from migrate import identity
 from migrate.config_directory import NotOurs
 from migrate.identity import words
 from migrate.options import Peer
+from migrate.patience import patient
 from migrate.peers import Known, Peers
 from transport import tls
 from transport.errors import NotAuthenticated, TransportError
@@ -65,8 +66,12 @@ class UnknownVisitor(NotTrusted):
         )
 
 
+# The worker that answers has to start, and to load its libraries.
+_SHAKE_HANDS_S: Final = patient(HANDSHAKE_S)
+
+
 def leave(
-    sock: socket.socket, where: Peer, timeout_s: float = HANDSHAKE_S
+    sock: socket.socket, where: Peer, timeout_s: float = _SHAKE_HANDS_S
 ) -> tuple[Secured, Known]:
     """``sock``, which is connected to ``where``, once it is the right one, and who that
     is. Owns it.
@@ -128,7 +133,7 @@ def admit(sock: socket.socket) -> tuple[Secured, Known | None]:
         elif found.purpose is Purpose.MIGRATE:
             raise UnknownVisitor(found.fingerprint, address)
 
-    link = tls.as_destination(sock, own, judge)
+    link = tls.as_destination(sock, own, judge, timeout_s=_SHAKE_HANDS_S)
     wants_to_come = link.peer.purpose is Purpose.MIGRATE
     return link, known[0] if wants_to_come else None
 

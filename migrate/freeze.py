@@ -23,12 +23,14 @@ from migrate.kernel.cgroups import Leaf
 from migrate.kernel.remote import Remote
 from migrate.kernel.sleepers import Sleepers
 from migrate.kernel.tracee import Tracee
+from migrate.patience import patient
 from precopy.errors import KernelError, TaskVanished
 from precopy.ids import Pid, Tid
 
 _BIRTHS_MAX: Final = 500
 _BIRTH_S: Final = 0.001  # about as long as vfork(2) and execve(2) take
-FREEZE_S: Final = 2.0  # a thread in uninterruptible sleep may keep it from freezing
+# A thread in uninterruptible sleep may keep it from freezing.
+FREEZE_S: Final = patient(2.0)
 
 
 class DidNotFreeze(Exception):

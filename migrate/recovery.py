@@ -32,11 +32,12 @@ from migrate.ownership import (
     Write,
     perform,
 )
+from migrate.patience import patient
 from migrate.state_directory import Kept, Side, StateDirectory, boot, pid_namespace
 from precopy.ids import Pid
 from transport.errors import TransportError
 
-ASK_S: Final = 10.0  # for each word of the answer: a worker has to start there
+ASK_S: Final = patient(10.0)  # for each word of the answer: a worker has to start there
 _EMPTY_WITHIN_S: Final = 5.0
 
 

@@ -56,6 +56,7 @@ from migrate.kinds.kind import Source
 from migrate.options import MoveOptions, Peer, PidPolicy
 from migrate.outgoing_tree import OutgoingTree
 from migrate.page_sender import PageSender
+from migrate.patience import patient
 from migrate.pre_copy import PreCopy
 from migrate.progress import Progress
 from migrate.report import DowntimeParts, MovedProcess, Report
@@ -68,11 +69,13 @@ from transport import messages as m
 from transport.channel import Channel
 from transport.errors import TransportError
 
-CONNECT_S: Final = 10.0
-BUILD_S: Final = 60.0  # the destination builds the skeleton
+CONNECT_S: Final = patient(10.0)
+BUILD_S: Final = patient(60.0)  # the destination builds the skeleton
 APPLY_S: Final = 600.0  # the destination catches up with a round
-T_FREEZE_S: Final = 5.0  # from the last page to Ready; then the source thaws again
-DOUBT_S: Final = 3.0  # after Go: so long until we say that nobody knows
+# From the last page to Ready; then the source thaws again.
+T_FREEZE_S: Final = patient(5.0)
+# After Go: so long until we say that nobody knows.
+DOUBT_S: Final = patient(3.0)
 
 _TRACKED_FLAGS: Final = frozenset({"um", "uw"})
 

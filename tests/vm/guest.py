@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from migrate.patience import VARIABLE as PATIENCE
 from tests.vm.initramfs import initramfs
 from tests.vm.kernels import CannotHave, Kernel
 
@@ -108,6 +109,7 @@ def _environment() -> list[str]:
         "TMPDIR": "/tmp",
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
+        PATIENCE: "20",
     }
     return [f"{name}={value}" for name, value in ours.items()]
 
