@@ -26,6 +26,10 @@ test: check live  ## All but the tests in guests; those that need root skip with
 live: build  ## Only the tests that need root and a real kernel to play with
 	$(BIN)/pytest -rs -m live </dev/null
 
+sweep: build  ## Every fault at every point of a hand-over, into build/sweep.md (root)
+	$(BIN)/python -m tests.live.handover_sweep --table build/sweep.md </dev/null
+	$(BIN)/python -m tests.live.handover_marathon </dev/null
+
 vm: build  ## All tests that run on other kernels, in emulated guests; an hour or so
 	@.ci/emulator
 	GUESTS=thorough $(BIN)/pytest -rs -m vm </dev/null
@@ -61,5 +65,5 @@ tools:
 	$(BIN)/python migrate/kernel/native/build.py
 	@touch $@
 
-.PHONY: help build check test live vm demo bench format clean tools
+.PHONY: help build check test live sweep vm demo bench format clean tools
 .DELETE_ON_ERROR:

@@ -60,7 +60,7 @@ class ArrivalJournal:
         assert channel.transaction is not None
         self._state: Final = state
         self._channel: Final = channel
-        self._undo: Final = undo
+        self._undo = undo
         self._leaf: Leaf | None = None
         self._reasons: tuple[m.Reason, ...] = ()
         self._restore_ns = 0
@@ -113,6 +113,8 @@ class ArrivalJournal:
     def accept(self) -> None:
         """Go has come: it is ours as soon as that is on the disk; then it runs."""
         self._began_ns = time.monotonic_ns()
+        # Whatever happens to the story from here on, only the rules end what was built.
+        self._undo = self._undo.pop_all()
         reach("destination.go.heard")
         perform(self._owner, self._owner.heard_go(), self)
 
@@ -123,6 +125,9 @@ class ArrivalJournal:
 
     def conclude(self) -> None:
         """Hear that the source knows, and forget. Meanwhile others may answer."""
+        assert self._leaf is not None
+        # While there is a journal: nobody looks for a leaf without one.
+        self._leaf.dissolve()
         self._kept.close()
         self._channel.expect(m.Fin)
         reach("destination.fin.heard")

@@ -34,7 +34,6 @@ from migrate.ownership import (
 )
 from migrate.patience import patient
 from migrate.state_directory import Kept, Side, StateDirectory, boot, pid_namespace
-from precopy.ids import Pid
 from transport.errors import TransportError
 
 ASK_S: Final = patient(10.0)  # for each word of the answer: a worker has to start there
@@ -126,9 +125,7 @@ class _Taken:
         record, lent = self._record, self._kept.entrusted()
         if lent is None or record.boot != boot():
             return
-        self.lost = lent_locks.take_back(
-            Pid(record.pid), record.start_ticks, os.fsdecode(record.leaf), lent
-        )
+        self.lost = lent_locks.take_back(os.fsdecode(record.leaf), lent)
         for sentence in self.lost:
             self._state.audit(f"{record.name}: pid {record.pid} runs on: {sentence}")
         self._kept.given_back()
@@ -228,11 +225,11 @@ def in_doubt(state: StateDirectory) -> Iterator[Record]:
             yield record
 
 
-def ask(state: StateDirectory, record: Record) -> Standing:
+def ask(state: StateDirectory, record: Record, *, timeout_s: float = ASK_S) -> Standing:
     """Ask the destination once about a departure, and do as it says."""
     try:
         inquiry = Inquiry(
-            record.peer_host, record.peer_port, record.transaction, timeout_s=ASK_S
+            record.peer_host, record.peer_port, record.transaction, timeout_s=timeout_s
         )
     except TransportError:
         return standing(state, record.name)

@@ -28,22 +28,40 @@ _TRANSACTION_DIGITS: Final = 32
 @with_state_directory
 def status(json: bool) -> int:
     """Show the moves that are under way or in doubt on this host."""
+    from migrate.orphan_leaf import orphans
     from migrate.state_directory import StateDirectory
 
-    rows = list(_rows(StateDirectory()))
+    state = StateDirectory()
+    rows = list(_rows(state))
+    lost = list(orphans(state))
     if json:
-        click.echo(to_json.dumps({"transactions": rows}))
+        frozen = [{"leaf": one.leaf, "pids": list(one.pids)} for one in lost]
+        click.echo(to_json.dumps({"transactions": rows, "orphans": frozen}))
         return 0
     for row in rows:
         arrow = "to" if row["side"] == "departure" else "from"
-        kept = "its command or worker lives" if row["kept"] else "nobody works on it"
         click.echo(
             f"{row['transaction']}  {row['state']}: pid {row['pid']} ({row['comm']}) "
-            f"{arrow} {row['peer']}, {seconds(row['age_s'])} ago; {kept}"
+            f"{arrow} {row['peer']}, {seconds(row['age_s'])} ago; {_whose(row)}"
         )
-    if not rows:
+    for one in lost:
+        pids = ", ".join(map(str, one.pids))
+        click.echo(
+            f"pid {pids} stands frozen in {printable(one.leaf)}, and no journal here "
+            "says why. Look for it at the destination before you thaw it (see "
+            "docs/handover.md)."
+        )
+    if not rows and not lost:
         click.echo("Nothing is under way, and nothing is in doubt.")
     return 0
+
+
+def _whose(row: dict[str, Any]) -> str:
+    if row["kept"]:
+        return "its command or worker lives"
+    if row["side"] == "departure":
+        return f"nobody works on it: migrate resolve {row['transaction']}"
+    return "nobody works on it; the next agent finishes it"
 
 
 def _rows(state: StateDirectory) -> Iterator[dict[str, Any]]:
@@ -118,11 +136,28 @@ def resolve(
         raise click.UsageError(
             f"Process {record.keeper} works on {name}. Wait for it, or end it."
         )
+    if (standing := _settled(state, record)) is not None:
+        return _say(record, standing)
     if verdict is not None:
         return _obey(state, record, verdict)
     if fenced is not None:
         return _fence(state, record, fenced)
     return _explain(state, record)
+
+
+def _settled(state: StateDirectory, record: Record) -> Standing | None:
+    """Where it is, if what a dead command left needs nobody's answer."""
+    from migrate import recovery
+    from migrate.ownership import SourceState
+    from migrate.recovery import Standing
+    from migrate.state_directory import Side
+
+    if record.state in (SourceState.GO, SourceState.LOST, SourceState.DONE):
+        return None
+    settled = recovery.settle(state, Side.SOURCE, record.name)
+    for sentence in settled.lost if settled else ():
+        click.echo(f"migrate: {printable(sentence)}", err=True)
+    return Standing.HERE
 
 
 def _found(state: StateDirectory, side: Side, beginning: str) -> str:

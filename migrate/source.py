@@ -52,7 +52,7 @@ from migrate.kernel.cgroups import Leaf
 from migrate.kernel.remote import Remote
 from migrate.kinds import file_lock
 from migrate.kinds.file_lock import FileLocks
-from migrate.kinds.kind import Source
+from migrate.kinds.kind import CannotCarry, Source
 from migrate.options import MoveOptions, Peer, PidPolicy
 from migrate.outgoing_tree import OutgoingTree
 from migrate.page_sender import PageSender
@@ -74,6 +74,8 @@ BUILD_S: Final = patient(60.0)  # the destination builds the skeleton
 APPLY_S: Final = 600.0  # the destination catches up with a round
 # From the last page to Ready; then the source thaws again.
 T_FREEZE_S: Final = patient(5.0)
+# About each other move in doubt, before this one begins.
+ASK_OTHERS_S: Final = patient(5.0)
 # After Go: so long until we say that nobody knows.
 DOUBT_S: Final = patient(3.0)
 
@@ -115,7 +117,7 @@ async def depart(
     with await _connected(Peer(*peer), pids) as channel:
         if options.dry_run:
             return Report(outcome=Outcome.CAN_GO)
-        state = _state_directory()
+        state = await trio.to_thread.run_sync(_state_directory)
         departure = Departure(Pid(pids[0]), peer, channel, state, options, progress)
         allowed_s = inf if options.timeout_s is None else options.timeout_s
         deadline = trio.current_time() + allowed_s
@@ -153,14 +155,24 @@ async def _connected(peer: Peer, pids: Sequence[int]) -> Channel:
 
 
 def _state_directory() -> StateDirectory:
-    """Ours, with everything in it finished that a dead command left."""
+    """Ours, with everything in it finished that a dead command left.
+
+    Where somebody has to be asked for that, he is asked once.
+    """
     try:
         state = StateDirectory()
         tuple(recovery.settle_all(state))
     except CannotKeep as error:
         reason = Reason("journal", str(error))
         raise Refused("It cannot go.", reasons=[reason]) from error
+    for record in recovery.in_doubt(state):
+        recovery.ask(state, record, timeout_s=ASK_OTHERS_S)
     return state
+
+
+def _taken_back(remote: Remote, locks: FileLocks) -> list[CannotCarry]:
+    """What could not be."""
+    return lent_locks.patiently(lambda: file_lock.reacquire(remote, locks))
 
 
 class CalledOff(Exception):
@@ -378,15 +390,14 @@ class Departure:
         self._channel.abort([m.Reason("source", self._pid, None, "called off")])
         try:
             with frozen.injecting() as remotes:
-                for pid, locks in lent.items():
-                    self._insist(remotes[pid], locks)
+                lost = [
+                    one
+                    for pid, locks in lent.items()
+                    for one in _taken_back(remotes[pid], locks)
+                ]
         finally:
             # Not to be taken once more: it may give one up by itself from now on.
             self.journal.given_back()
-
-    @staticmethod
-    def _insist(remote: Remote, locks: FileLocks) -> None:
-        lost = lent_locks.patiently(lambda: file_lock.reacquire(remote, locks))
         if lost:
             raise RolledBackWithoutLocks(
                 "The move failed, and its locks were taken meanwhile: "
@@ -419,9 +430,8 @@ class Departure:
         locks = file_lock.dump(source)
         if locks is None:
             return
-        if source.pid == self._pid:
-            self.journal.lend(lent_locks.encode(locks))
         lent[source.pid] = locks
+        self.journal.lend(lent_locks.encode(lent))
         file_lock.release(source, locks)
 
     def _hand_over(self, frozen: Frozen, ready: m.Ready) -> None:

@@ -103,8 +103,8 @@ class Sweep:
             self.port = agent.port
 
     def start_missing_agents(self) -> None:
-        """Where one was killed."""
-        for host in (self.a, self.b):
+        """Where one was killed. There first: what holds locks there is to be ended."""
+        for host in (self.b, self.a):
             if not self.agents[host.name].process.is_alive():
                 self.agents[host.name].process.wait()
                 self.agents[host.name].process.close()
@@ -220,7 +220,7 @@ class Played:
             self._moving.kill()
         if both or not self._case.at_source:
             for pid in _workers(self._on.b):
-                _kill(pid)
+                kill(pid)
 
     def _cut(self) -> None:
         self._set_link(is_up=False)
@@ -268,7 +268,7 @@ class Played:
         eventually(
             lambda: not any(_leaves(h) for h in (self._on.a, self._on.b)), "no leaf"
         )
-        if where == "a":
+        if where == "a" and not self.locks_lost():
             self._before.assert_same_now()
         expected = self._case.ends_at()
         assert expected in (None, where), f"it counts on {where}, not on {expected}"
@@ -278,7 +278,7 @@ class Played:
         """The copies that are not frozen and not dead, where there is no other."""
         found: dict[str, int] = {}
         for host in (self._on.a, self._on.b):
-            for pid in _processes(host):
+            for pid in processes(host):
                 if self._is_copy(pid):
                     found[host.name] = pid
         if any(_is_frozen(pid) for pid in found.values()):
@@ -286,14 +286,7 @@ class Played:
         return found
 
     def _is_copy(self, pid: int) -> bool:
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            return words[:2] == [
-                os.fsencode(self._on.program),
-                os.fsencode(self._witness),
-            ]
-        except (FileNotFoundError, ProcessLookupError):
-            return False
+        return is_copy(pid, os.fsencode(self._witness))
 
     def _lines(self) -> list[str]:
         try:
@@ -322,9 +315,9 @@ class Played:
 
     def _end_copies(self) -> None:
         for host in (self._on.a, self._on.b):
-            for pid in _processes(host):
+            for pid in processes(host):
                 if self._is_copy(pid):
-                    _kill(pid)
+                    kill(pid)
         eventually(
             lambda: not any(_leaves(h) for h in (self._on.a, self._on.b)), "no leaf"
         )
@@ -340,14 +333,25 @@ def _can_lock(path: Path, *, whole: bool) -> bool:
         return True
 
 
-def _kill(pid: int) -> None:
+def is_copy(pid: int, witness: bytes) -> bool:
+    """Whether it is the counting process with that witness."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return words[0].endswith(b"/counter") and words[1:2] == [witness]
+
+
+def kill(pid: int) -> None:
+    """SIGKILL, if it is still there."""
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
 
 
-def _processes(host: Host) -> set[int]:
+def processes(host: Host) -> set[int]:
+    """All that live on it, as we number them."""
     found: set[int] = set()
     for file in (host.cgroup / "cgroup.procs", *host.cgroup.rglob("*/cgroup.procs")):
         try:
@@ -358,7 +362,7 @@ def _processes(host: Host) -> set[int]:
 
 
 def _workers(host: Host) -> list[int]:
-    return [pid for pid in _processes(host) if _is_worker(pid)]
+    return [pid for pid in processes(host) if _is_worker(pid)]
 
 
 def _is_worker(pid: int) -> bool:
