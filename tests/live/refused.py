@@ -2,12 +2,13 @@
 
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from migrate import preflight
 from migrate.errors import Reason
 from migrate.kernel import lineage, procfs
+from precopy.errors import TaskVanished
 from precopy.ids import Pid
 from tests.live.victim import Victim, running
 
@@ -42,7 +43,9 @@ def alone(arrange: str = "", command: Sequence[str] = ()) -> Iterator[Victim]:
 def refusals(pid: int) -> list[Reason]:
     """What preflight says, with a look whether it is written as it must be."""
     reasons = preflight.reasons(Pid(pid))
-    family = {relative.pid for relative in lineage.family(Pid(pid))}
+    family = {pid}
+    with suppress(TaskVanished):
+        family |= {relative.pid for relative in lineage.family(Pid(pid))}
     for reason in reasons:
         assert reason.pid in family and reason.message.endswith("."), reason
         assert reason.message.isprintable(), reason
