@@ -114,21 +114,22 @@ async def depart(
         )
     if reasons:
         raise Refused("It cannot go.", reasons=reasons)
-    with await _connected(Peer(*peer), pids) as channel:
+    allowed_s = inf if options.timeout_s is None else options.timeout_s
+    deadline = trio.current_time() + allowed_s
+    too_late = f"It did not arrive within the {allowed_s:g} s allowed."
+    with trio.CancelScope(deadline=deadline) as connecting:
+        channel = await _connected(Peer(*peer), pids)
+    if connecting.cancelled_caught:
+        raise RolledBack(too_late)
+    with channel:
         if options.dry_run:
             return Report(outcome=Outcome.CAN_GO)
         state = await trio.to_thread.run_sync(_state_directory)
         departure = Departure(Pid(pids[0]), peer, channel, state, options, progress)
-        allowed_s = inf if options.timeout_s is None else options.timeout_s
-        deadline = trio.current_time() + allowed_s
 
         def call_off() -> None:
             late = trio.current_time() >= deadline
-            departure.call_off(
-                f"It did not arrive within the {allowed_s:g} s allowed."
-                if late
-                else "The move was called off."
-            )
+            departure.call_off(too_late if late else "The move was called off.")
 
         try:
             async with TracerThread("tracer") as tracer:

@@ -77,7 +77,7 @@ def test_somebody_else_answers(on: Stage, answer: bytes) -> None:
         ended = on.run("--to", to, "--json", actor.pid)
         ended.assert_failed(
             4,
-            "Nobody answered as an agent does",
+            "that is no migrate agent or command of this version",
             "The process was not touched. Is an agent listening there?",
         )
         actor.assert_unharmed()
@@ -88,7 +88,7 @@ def test_nobody_answers_in_time(on: Stage) -> None:
         ended = on.run("--to", to, "--json", actor.pid)
         ended.assert_failed(
             4,
-            "Nobody answered as an agent does",
+            "the peer took too long to prove who it is",
             "The process was not touched. Is an agent listening there?",
         )
         actor.assert_unharmed()

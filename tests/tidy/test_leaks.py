@@ -140,7 +140,7 @@ def test_a_cgroup_is_noticed(cgroup: Path) -> None:
     """Wherever below the cgroup2 mount it was made; with one of ours in it as well."""
     before = leaks.snapshot()
     cgroup.mkdir()
-    assert left(before) == f"cgroups: {cgroup}"
+    assert f"cgroups: {cgroup}" in left(before)
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
         (cgroup / "cgroup.procs").write_text(str(child.pid))
         assert f"cgroups: {cgroup}" in left(before)
@@ -160,7 +160,7 @@ def test_a_cgroup_of_strangers_is_not_ours(cgroup: Path) -> None:
     ).stdout
     (cgroup / "cgroup.procs").write_text(str(int(said)))
     try:
-        assert left(before) == ""
+        assert str(cgroup) not in left(before)
     finally:
         (cgroup / "cgroup.kill").write_text("1")
         while b"populated 1" in (cgroup / "cgroup.events").read_bytes():
@@ -168,7 +168,7 @@ def test_a_cgroup_of_strangers_is_not_ours(cgroup: Path) -> None:
                 watch = select.poll()
                 watch.register(events, select.POLLPRI)
                 watch.poll(100)
-    assert left(before) == f"cgroups: {cgroup}"
+    assert f"cgroups: {cgroup}" in left(before)
 
 
 @pytest.mark.live
