@@ -293,6 +293,13 @@ def _threads_have_begun(pid: int) -> bool:
     return not any(int(mask, 16) & _LIBRARY_SIGNALS for mask in masks)
 
 
+def blocks_in(process: HostProcess) -> int | None:
+    """The number of the system call in which its first thread waits; None: it runs."""
+    # proc_pid_syscall(5): "running", or the number first.
+    number = Path(f"/proc/{process.pid}/syscall").read_text().split()[0]
+    return None if number == "running" else int(number)
+
+
 def inside(pid: int) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
     (numbers,) = re.findall(r"^NSpid:\t(.*)$", status, re.MULTILINE)

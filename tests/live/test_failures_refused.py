@@ -18,11 +18,20 @@ from migrate.kernel import procfs
 from migrate.testbed import HostProcess
 from precopy.ids import Pid
 from tests.live.refused import CALLS
-from tests.live.stage import MIGRATE, ROOT, Ended, Stage, eventually, inside, stage
+from tests.live.stage import (
+    MIGRATE,
+    ROOT,
+    Ended,
+    Stage,
+    blocks_in,
+    eventually,
+    inside,
+    stage,
+)
 from tests.live.unharmed import Condition
 
-# It says that it is ready by closing its stdout, and then waits for ever. A child
-# has to close it at once.
+# When it is ready it closes its stdout, and then waits for ever. A child has to close
+# it at once.
 _WAITING: Final = """
 import os, signal, socket, sys
 {arrange}
@@ -33,6 +42,7 @@ signal.pause()
 # mov eax, 29 (pause); int 0x80; jmp to the start: see test_preflight.
 _32_BIT: Final = bytes.fromhex("b81d000000cd80ebf7")
 
+PAUSE = 34  # x86-64
 CHILD = "child = os.fork() or (os.close(1), signal.pause())"
 ZOMBIE = "child = os.fork() or os._exit(0)\nos.waitid(os.P_PID, child, 0x01000004)"
 TRACER = CALLS + CHILD + "\nassert libc.ptrace(0x4206, child, 0, 0) == 0"
@@ -59,6 +69,7 @@ def waiting(on: Stage, arrange: str) -> Iterator[HostProcess]:
     try:
         assert process.stdout is not None
         assert process.stdout.read() == b""
+        eventually(lambda: blocks_in(process) == PAUSE, "it waits for ever")
         yield process
     finally:
         on.clear()
@@ -188,7 +199,13 @@ def test_a_32_bit_program(on: Stage, tmp_path: Path) -> None:
 
 def test_all_reasons_at_once(on: Stage) -> None:
     with waiting(on, SOCKET + "\n" + TERMINAL + "\n" + CHILD) as process:
-        ended = assert_refused(on, process.pid, "is a socket", "is a terminal", "child")
+        (child,) = procfs.children(Pid(process.pid))
+        ended = assert_refused(
+            on,
+            process.pid,
+            *(f"of pid {inside(pid)} is a socket" for pid in (process.pid, child)),
+            *(f"of pid {inside(pid)} is a terminal" for pid in (process.pid, child)),
+        )
         assert len(ended.report["reasons"]) == len(
             [line for line in ended.said.splitlines() if line.startswith("  - ")]
         )
