@@ -86,9 +86,13 @@ def _wait_until_empty(tree: Path) -> None:
 
 
 def _members(tree: Path) -> Iterator[int]:
-    for procs in tree.rglob("cgroup.procs"):
-        for pid in procs.read_text().split():
-            yield int(pid)
+    # Not rglob(): it gives up at the first folder that has gone.
+    for folder, _, _ in os.walk(tree):
+        try:
+            text = Path(folder, "cgroup.procs").read_text()
+        except OSError:
+            continue  # that cgroup has gone
+        yield from map(int, text.split())
 
 
 def _own_cgroup() -> Path:

@@ -19,6 +19,7 @@ import migrate
 from migrate.failpoints import VARIABLE
 from migrate.testbed import Agent, Host, TestBed
 from migrate.testbed.errors import TestBedError
+from tests.live.census import leaves, processes
 from tests.live.handover_cases import CUTS, Case, Fault, Who
 from tests.live.unharmed import Condition
 
@@ -266,7 +267,7 @@ class Played:
         assert list(self._running()) == [where]
         self._assert_linear(where)
         eventually(
-            lambda: not any(_leaves(h) for h in (self._on.a, self._on.b)), "no leaf"
+            lambda: not any(leaves(h) for h in (self._on.a, self._on.b)), "no leaf"
         )
         if where == "a" and not self.locks_lost():
             self._before.assert_same_now()
@@ -319,7 +320,7 @@ class Played:
                 if self._is_copy(pid):
                     kill(pid)
         eventually(
-            lambda: not any(_leaves(h) for h in (self._on.a, self._on.b)), "no leaf"
+            lambda: not any(leaves(h) for h in (self._on.a, self._on.b)), "no leaf"
         )
 
 
@@ -350,17 +351,6 @@ def kill(pid: int) -> None:
         pass
 
 
-def processes(host: Host) -> set[int]:
-    """All that live on it, as we number them."""
-    found: set[int] = set()
-    for file in (host.cgroup / "cgroup.procs", *host.cgroup.rglob("*/cgroup.procs")):
-        try:
-            found |= {int(pid) for pid in file.read_text().split()}
-        except OSError:
-            continue
-    return found
-
-
 def _workers(host: Host) -> list[int]:
     return [pid for pid in processes(host) if _is_worker(pid)]
 
@@ -370,10 +360,6 @@ def _is_worker(pid: int) -> bool:
         return b"arrive" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-def _leaves(host: Host) -> list[Path]:
-    return list(host.cgroup.rglob("migrate-*/"))
 
 
 def _is_frozen(pid: int) -> bool:

@@ -22,7 +22,8 @@ from typing import Final
 from migrate.failpoints import VARIABLE
 from migrate.state_directory import VARIABLE as STATE
 from migrate.testbed import Host, TestBed
-from tests.live.handover import ROOT, compiled, eventually, is_copy, kill, processes
+from tests.live.census import leaves, processes
+from tests.live.handover import ROOT, compiled, eventually, is_copy, kill
 from tests.live.handover_cases import DESTINATION_POINTS, SOURCE_POINTS
 from tests.live.stage import MIGRATE, address, inside
 
@@ -113,7 +114,7 @@ class Marathon:
         return [p for h in self.hosts for p in processes(h) if is_copy(p, witness)]
 
     def _leaves(self) -> list[Path]:
-        return [leaf for h in self.hosts for leaf in h.cgroup.rglob("migrate-*/")]
+        return [leaf for h in self.hosts for leaf in leaves(h)]
 
     def _things(self) -> set[str]:
         """Processes, descriptors of the agents, cgroups and journals."""

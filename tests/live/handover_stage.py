@@ -12,13 +12,13 @@ from typing import Final
 
 from migrate.failpoints import VARIABLE
 from migrate.testbed import Agent, Host, HostProcess, TestBed
+from tests.live.census import leaves, processes
 from tests.live.handover import (
     ROOT,
     compiled,
     eventually,
     is_copy,
     kill,
-    processes,
 )
 from tests.live.stage import MIGRATE, Ended, address
 
@@ -195,7 +195,7 @@ class HandoverStage:
         self.a.run(["rm", "-rf", "/run/migrate/departures"], check=True)
 
     def _swept(self) -> bool:
-        for leaf in self.a.cgroup.rglob("migrate-*/"):
+        for leaf in leaves(self.a):
             try:
                 leaf.rmdir()
             except OSError:

@@ -24,6 +24,7 @@ import migrate
 from migrate.demo import workload
 from migrate.demo.workload import Shape, Workload
 from migrate.testbed import Agent, Host, HostProcess, TestBed
+from tests.live.census import leaves, processes
 from tests.live.unharmed import Condition
 
 ROOT: Final = Path(migrate.__file__).parents[1]
@@ -180,7 +181,7 @@ class Stage:
         self.a, self.b = bed.host("a"), bed.host("b")
         self.workload = program
         self.agent: Agent = self.b.agent()
-        self._at_rest = (self._processes(self.a), self._processes(self.b))
+        self._at_rest = (processes(self.a), processes(self.b))
 
     @property
     def to(self) -> str:
@@ -230,7 +231,7 @@ class Stage:
 
     def worker(self) -> HostProcess:
         """The process on b that receives the arrival of now; the caller closes it."""
-        for pid in self._processes(self.b):
+        for pid in processes(self.b):
             if b"arrive" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
                 return self.b.process(inside(pid))
         raise AssertionError("nobody receives anything")
@@ -239,10 +240,10 @@ class Stage:
         """No process on either host but those of before and the actor; no cgroup."""
         there = {actor.process.pid} if actor else set()
         rest_a, rest_b = self._at_rest
-        eventually(lambda: self._processes(self.b) == rest_b, "b is as it was")
-        eventually(lambda: self._processes(self.a) == rest_a | there, "a is as it was")
+        eventually(lambda: processes(self.b) == rest_b, "b is as it was")
+        eventually(lambda: processes(self.a) == rest_a | there, "a is as it was")
         for host in (self.a, self.b):
-            assert list(host.cgroup.rglob("migrate-*/")) == []
+            assert leaves(host) == []
 
     def assert_next_move_works(self, actor: Actor) -> None:
         """What was rolled back is a move that has not been made yet."""
@@ -257,27 +258,15 @@ class Stage:
     def clear(self) -> None:
         """End all that has come to the hosts since the beginning."""
         for host, rest in zip((self.a, self.b), self._at_rest, strict=True):
-            for pid in self._processes(host) - rest:
+            for pid in processes(host) - rest:
                 os.kill(pid, signal.SIGKILL)
         eventually(
-            lambda: (self._processes(self.a), self._processes(self.b)) == self._at_rest,
+            lambda: (processes(self.a), processes(self.b)) == self._at_rest,
             "both hosts are as they were",
         )
         for host in (self.a, self.b):
-            for leaf in host.cgroup.glob("migrate-*/"):
+            for leaf in leaves(host):
                 leaf.rmdir()
-
-    @staticmethod
-    def _processes(host: Host) -> set[int]:
-        """All of a host but zombies, as we number them."""
-        files = [host.cgroup / "cgroup.procs", *host.cgroup.rglob("*/cgroup.procs")]
-        found: set[int] = set()
-        for file in files:
-            try:
-                found |= {int(pid) for pid in file.read_text().split()}
-            except (FileNotFoundError, OSError):
-                continue  # that cgroup has gone
-        return found
 
 
 def address(agent: Agent) -> str:
