@@ -47,7 +47,7 @@ def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     before = leaks.snapshot()
     yield
-    left = leaks.left_since(before, patience_s=3)
+    left = leaks.left_since(before, patience_s=20)
     assert not left, "left behind:\n  " + "\n  ".join(left)
 
 
@@ -65,5 +65,5 @@ def the_session_leaves_nothing_behind() -> Iterator[None]:
     """The same for what is made once for many tests."""
     before = leaks.snapshot()
     yield
-    left = leaks.left_since(before, patience_s=3)
+    left = leaks.left_since(before, patience_s=20)
     assert not left, "left behind:\n  " + "\n  ".join(left)

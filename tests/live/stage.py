@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -259,7 +259,9 @@ class Stage:
         """End all that has come to the hosts since the beginning."""
         for host, rest in zip((self.a, self.b), self._at_rest, strict=True):
             for pid in processes(host) - rest:
-                os.kill(pid, signal.SIGKILL)
+                # One may be at its end by itself.
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         eventually(
             lambda: (processes(self.a), processes(self.b)) == self._at_rest,
             "both hosts are as they were",

@@ -130,7 +130,7 @@ def cgroup() -> Iterator[Path]:
         for line in Path("/proc/self/mountinfo").read_text().splitlines()
         if " - cgroup2 " in line
     )
-    made = top / f"migrate-{uuid.uuid4().hex}"
+    made = top / f"migrate-leaks{uuid.uuid4().hex}"
     yield made
     made.rmdir()
 
