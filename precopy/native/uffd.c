@@ -26,12 +26,17 @@ int64_t uffd_begin(int32_t uffd) {
 }
 
 int64_t uffd_register(int32_t uffd, uint64_t start, uint64_t end) {
-    struct uffdio_range range = {.start = start, .len = end - start};
-    struct uffdio_register request = {.range = range, .mode = UFFDIO_REGISTER_MODE_WP};
-    if (ioctl(uffd, UFFDIO_REGISTER, &request) < 0)
-        return -errno;
-    // A mapping that lost its userfaultfd keeps the marks of protection, and the first
-    // write to such a page makes it writable and leaves its mark. So: all marks off.
-    struct uffdio_writeprotect marks_off = {.range = range, .mode = 0};
+    struct uffdio_register request = {
+        .range = {.start = start, .len = end - start},
+        .mode = UFFDIO_REGISTER_MODE_WP,
+    };
+    return ioctl(uffd, UFFDIO_REGISTER, &request) < 0 ? -errno : 0;
+}
+
+int64_t uffd_marks_off(int32_t uffd, uint64_t start, uint64_t end) {
+    struct uffdio_writeprotect marks_off = {
+        .range = {.start = start, .len = end - start},
+        .mode = 0,
+    };
     return ioctl(uffd, UFFDIO_WRITEPROTECT, &marks_off) < 0 ? -errno : 0;
 }

@@ -187,7 +187,7 @@ class UffdWpTracker:
         """
         if not wanted:
             return PageSet.EMPTY
-        done = []
+        registered = []
         with self._pause():
             for vma in self._mappings().vmas:
                 whole = PageSet.of([(vma.start, vma.end)])
@@ -197,5 +197,13 @@ class UffdWpTracker:
                 if result == -errno.EBADF:
                     raise KernelError("ioctl UFFDIO_REGISTER", self._pid, errno.EBADF)
                 if result == 0:
-                    done.append((vma.start, vma.end))
-        return wanted - PageSet.of(done)
+                    registered.append((vma.start, vma.end))
+        # A mapping that lost its userfaultfd keeps the marks of protection, and the
+        # first write to such a page makes it writable and leaves its mark. So all marks
+        # go; while it runs again, for that takes time, and until they have gone and are
+        # made anew whatever is there counts as written.
+        return wanted - PageSet.of(
+            (start, end)
+            for start, end in registered
+            if lib.uffd_marks_off(self._uffd, start, end) == 0
+        )
