@@ -12,6 +12,7 @@ from typing import Final, Protocol
 from migrate.image import Index
 from migrate.outgoing_memory import OutgoingMemory, Taken
 from migrate.page_sender import PageSender
+from migrate.patience import patient
 from precopy.errors import TaskVanished
 from precopy.page_set import PageSet
 from precopy.page_stream import PageBatch
@@ -19,7 +20,8 @@ from precopy.rounds import RoundRecord
 from transport import messages as m
 from transport.channel import Channel
 
-APPLY_S: Final = 600.0  # the destination catches up with a round
+# The destination has placed what came before; it catches up with what is on its way.
+APPLY_S: Final = patient(120.0)
 _REPORT_BATCHES: Final = 64
 # In the freeze: up to so many pages a second thread costs more than it gives.
 _AT_ONCE_PAGES_MAX: Final = 2048

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from migrate.options import COMPRESS_AUTO, Codec, Compress
+from migrate.patience import patient
 from precopy.ids import PAGE_BYTES
 from precopy.page_stream import BATCH_PAGES_MAX, PageBatch
 from transport import messages as m
@@ -26,7 +27,7 @@ from transport.compression import Buffer, CompressionChooser, Packer, Sample
 from transport.frames import HEADER_BYTES
 from transport.throttle import TokenBucket
 
-SEND_S: Final = 600.0  # a batch, to a destination that has to catch up
+SEND_S: Final = patient(120.0)  # a batch, to a destination that has to catch up
 _PACKERS_MAX: Final = 4
 _SPARE_BUFFERS: Final = 2  # one is being read into, one waits
 _LEVEL_AUTO: Final = 1
@@ -88,6 +89,7 @@ class PageSender:
             SimpleQueue() for _ in range(threads)
         ]
         self._turn = 0
+        self._lent: bytearray | None = None  # to the reader, and not sent yet
         self._buffers: SimpleQueue[bytearray] = SimpleQueue()
         for _ in range(threads + _SPARE_BUFFERS):
             self._buffers.put(bytearray(self.batch_pages_max * PAGE_BYTES))
@@ -139,8 +141,13 @@ class PageSender:
             self._chooser.begin()
 
     def room(self) -> bytearray:
-        """A buffer to read a batch into; waits for one. Comes back by ``send``."""
-        return self._buffers.get()
+        """A buffer to read a batch into; waits for one.
+
+        It comes back by ``send``; what is not sent is given out again next time.
+        """
+        if self._lent is None:
+            self._lent = self._buffers.get()
+        return self._lent
 
     def send(self, batch: PageBatch) -> None:
         """Have it sent. Its payload, if it has one, lies in a buffer of ``room``.
@@ -148,10 +155,14 @@ class PageSender:
         Raises:
             TransportError and whatever ``pause`` raises: what became of an earlier one.
         """
-        # A batch of zeros alone takes a buffer, too: so there are never too many.
-        buffer = batch.payload.obj if batch.data else self._buffers.get()
-        assert isinstance(buffer, bytearray)
         self._check()
+        if batch.data:
+            assert batch.payload.obj is self._lent
+            buffer, self._lent = self._lent, None
+        else:
+            # A batch of zeros alone takes one, too: so there are never too many.
+            buffer = self._buffers.get()
+        assert buffer is not None
         with self._choosing:
             codec = self._chooser.choose()
         self._turn = 0 if codec is m.Codec.NONE else self._turn + 1

@@ -71,7 +71,6 @@ from transport.errors import TransportError
 
 CONNECT_S: Final = patient(10.0)
 BUILD_S: Final = patient(60.0)  # the destination builds the skeleton
-APPLY_S: Final = 600.0  # the destination catches up with a round
 # From the last page to Ready; then the source thaws again.
 T_FREEZE_S: Final = patient(5.0)
 # About each other move in doubt, before this one begins.

@@ -100,9 +100,9 @@ def _family() -> dict[int, str]:
             continue
         # The name may hold spaces and parentheses: proc_pid_stat(5), field 2.
         name, _, rest = stat.partition("(")[2].rpartition(")")
-        state, parent, *_ = rest.split()
+        _, parent, *_ = rest.split()
         parents[pid] = int(parent)
-        lines[pid] = f"{pid} {name!r} in state {state}, child of {parent}"
+        lines[pid] = f"{pid} {name!r}, child of {parent}"
         try:
             if token in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                 marked.add(pid)

@@ -7,13 +7,14 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Final, TypeAlias
 
 import migrate
 from migrate import config_directory
+from migrate.patience import patient
 from migrate.state_directory import VARIABLE
 from migrate.testbed import keys, wire
 from migrate.testbed.errors import TestBedError
@@ -24,6 +25,7 @@ Argument: TypeAlias = str | bytes | os.PathLike[str]
 # file, which is opened inside the host.
 Stdio: TypeAlias = int | IO[bytes] | IO[str] | os.PathLike[str]
 
+_HANGS_S: Final = patient(90.0)
 _LISTENING: Final = re.compile(r"listening on (\S+):(\d+)")
 
 
@@ -129,8 +131,12 @@ class Host:
         check: bool = False,
         env: Mapping[str, str] | None = None,
         cwd: Argument = "/",
+        on_hang: Callable[[HostProcess], None] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command inside to its end, with its output as text.
+
+        ``on_hang`` is called, on a thread of its own, when it takes longer than what
+        will ever end; it is to end it.
 
         Raises:
             CalledProcessError: ``check`` is set and it did not exit with 0.
@@ -140,11 +146,11 @@ class Host:
             assert process.stdout is not None
             assert process.stderr is not None
             errors = _Log(process.stderr)
-            stdout = process.stdout.read().decode(errors="replace")
-            errors.wait_for_end()
-            done = subprocess.CompletedProcess(
-                list(argv), process.wait(), stdout, errors.text
-            )
+            with _watched(process, on_hang):
+                stdout = process.stdout.read().decode(errors="replace")
+                errors.wait_for_end()
+                code = process.wait()
+            done = subprocess.CompletedProcess(list(argv), code, stdout, errors.text)
         if check:
             done.check_returncode()
         return done
@@ -238,6 +244,22 @@ class Host:
     ) -> HostProcess:
         found, packet = wire.ask(self._requests, request, wire.Found, fds)
         return HostProcess(self._requests, packet, found)
+
+
+@contextmanager
+def _watched(
+    process: HostProcess, on_hang: Callable[[HostProcess], None] | None
+) -> Iterator[None]:
+    if on_hang is None:
+        yield
+        return
+    watch = threading.Timer(_HANGS_S, on_hang, [process])
+    watch.start()
+    try:
+        yield
+    finally:
+        watch.cancel()
+        watch.join()
 
 
 def _with_own_state(env: Mapping[str, str]) -> Mapping[str, str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ from typing import Any
 
 import migrate
 from migrate.report import Report
-from migrate.testbed import Host, HostProcess, TestBed
+from migrate.testbed import Agent, Host, HostProcess, TestBed
 
 ROOT = Path(migrate.__file__).parents[1]
 
@@ -33,15 +35,15 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class Road:
-    """Two hosts; ``ports`` are their agents'."""
+    """Two hosts, and the agent of each by the host's name."""
 
     a: Host
     b: Host
-    ports: dict[str, int]
+    agents: dict[str, Agent]
 
     def address(self, host: Host) -> str:
         """What --to takes."""
-        return f"{host.address}:{self.ports[host.name]}"
+        return f"{host.address}:{self.agents[host.name].port}"
 
     def move(
         self, pid: int, here: Host, there: Host, options: Sequence[str] = ()
@@ -51,10 +53,28 @@ class Road:
         return self.command(here, ["--to", to, "--json", *options, str(pid)])
 
     def command(self, here: Host, arguments: Sequence[str]) -> Moved:
-        """``migrate`` with any arguments, on one of the hosts."""
-        done = here.run([sys.executable, "-m", "migrate", *arguments], cwd=ROOT)
+        """``migrate`` with any arguments, on one of the hosts.
+
+        One that hangs is ended, and says where it was, as do all workers.
+        """
+        done = here.run(
+            [sys.executable, "-X", "faulthandler", "-m", "migrate", *arguments],
+            cwd=ROOT,
+            on_hang=self._where_is_it,
+        )
         report = json.loads(done.stdout) if done.stdout.startswith("{") else {}
-        return Moved(done.returncode, report, done.stderr)
+        said = done.stderr
+        if done.returncode == -signal.SIGABRT:
+            said += "".join(agent.log for agent in self.agents.values())
+        return Moved(done.returncode, report, said)
+
+    def _where_is_it(self, command: HostProcess) -> None:
+        for agent in self.agents.values():
+            # They stand with the thread that started them.
+            for started in Path(f"/proc/{agent.process.pid}/task").glob("*/children"):
+                for worker in map(int, started.read_text().split()):
+                    os.kill(worker, signal.SIGABRT)
+        command.send_signal(signal.SIGABRT)
 
     def arrived(self, report: Report, there: Host) -> HostProcess:
         """The process that a report says is at ``there`` now."""
@@ -68,4 +88,5 @@ def road(*shared: Path) -> Iterator[Road]:
     """Two hosts that both see the directories ``shared``, and the project."""
     with TestBed(shared=[ROOT, *shared]) as bed:
         a, b = bed.host("a"), bed.host("b")
-        yield Road(a, b, {host.name: host.agent().port for host in (a, b)})
+        env = {**os.environ, "PYTHONFAULTHANDLER": "1"}
+        yield Road(a, b, {host.name: host.agent(env=env) for host in (a, b)})

@@ -2,6 +2,7 @@
 
 import os
 import select
+import signal
 import subprocess
 import threading
 import uuid
@@ -35,6 +36,16 @@ def test_a_child_that_was_not_reaped_is_noticed() -> None:
     finally:
         child.kill()
         child.wait()
+
+
+def test_one_that_was_there_before_may_do_something_else_now() -> None:
+    """It ran, and sleeps: it is still the same."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
+        before = leaks.snapshot()
+        child.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED)
+        assert left(before) == ""
+        child.send_signal(signal.SIGCONT)
 
 
 def test_an_orphan_is_noticed_by_its_environment() -> None:

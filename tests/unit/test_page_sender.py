@@ -1,10 +1,13 @@
 """All batches arrive, whatever is packed and paced; and a failure is told at once."""
 
+from __future__ import annotations
+
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from threading import Thread
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,13 +15,16 @@ from migrate.options import Compress, parse_compress
 from migrate.page_sender import PageSender, offered
 from precopy.ids import PAGE_BYTES
 from precopy.page_set import PageSet
-from precopy.page_stream import BatchLimits, PageBatch
+from precopy.page_stream import BatchLimits, PageBatch, batches
 from tests.unit.transport_samples import OPTIONS
 from transport import messages as m
 from transport.channel import Channel
 from transport.compression import Unpacker
 from transport.errors import TransportError
 from transport.states import Role
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 LIMITS = BatchLimits(processes_max=1)
 
@@ -119,6 +125,33 @@ def test_all_that_was_sent_arrives(compress: str) -> None:
         agreed = {codec.value for codec in offered(asked)}
         assert destination.codecs <= agreed
         assert (m.Codec.ZSTD.value in destination.codecs) or "zstd" not in compress
+
+
+class Blank:
+    """A memory of zeros."""
+
+    def read_runs(self, pages: PageSet, buffer: Buffer) -> PageSet:
+        memoryview(buffer)[: pages.bytes] = bytes(pages.bytes)
+        return pages
+
+
+def test_a_buffer_that_nothing_was_found_for_is_not_lost() -> None:
+    """Rounds that end with pages of zeros, more than there are buffers."""
+    with talk(parse_compress("none"), Pauses()) as (_, sender, _):
+        sender.begin()
+        for _ in range(20):
+            everything = pages(*range(300))
+            for batch in batches(
+                Blank(),
+                0,
+                everything,
+                sent=everything,
+                anonymous=everything,
+                batch_pages_max=sender.batch_pages_max,
+                room=sender.room,
+            ):
+                sender.send(batch)
+            sender.drain()
 
 
 def test_under_a_cap_it_waits_for_what_it_has_sent() -> None:
