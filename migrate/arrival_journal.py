@@ -188,8 +188,9 @@ class ArrivalJournal:
             elif self._reasons and self._channel.may_say(m.Refused):
                 self._channel.send(m.Refused(self._reasons))
                 self._channel.close(drain_s=1.0)
-            else:
+            elif self._channel.may_say(m.Abort):
                 self._channel.abort(self._reasons)
+                self._channel.close(drain_s=1.0)
         except TransportError:
             # It will ask again.
             return

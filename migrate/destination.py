@@ -38,9 +38,7 @@ from precopy.task_memory import TaskMemory
 from transport import messages as m
 from transport.channel import Channel, PeerGaveUp
 from transport.compression import Unpacker
-from transport.errors import TransportError
-from transport.states import Role
-from transport.tls import Secured
+from transport.errors import Interrupted, TransportError
 
 ROUND_S: Final = 600.0  # a round may throttle itself; the peer's silence may not last
 READY_HOLD_S: Final = patient(120.0)  # so long a finished copy waits for its Go
@@ -51,22 +49,22 @@ _UNBUILDABLE: Final = (
 )
 
 
-def arrive(link: Secured, visitor: Known) -> int:
+def arrive(channel: Channel, visitor: Known) -> int:
     """Receive one process tree, or say what became of one; 0 when that was done.
 
     Raises:
         RefusedByDestination: it was not let in.
         RolledBack: it was given up on the way; nothing of it is left here.
     """
-    channel = Channel(link, Role.DESTINATION)
-    with channel:
-        try:
-            state = StateDirectory()
-            audit = Audit(state.path)
-            ours = Admission(visitor, channel.peer_host, limits.load(), audit)
-            _Arrival(channel, state, ours).run()
-        except TransportError as error:
-            raise RolledBack(f"The source was lost: {error}.") from error
+    try:
+        state = StateDirectory()
+        audit = Audit(state.path)
+        ours = Admission(visitor, channel.peer_host, limits.load(), audit)
+        _Arrival(channel, state, ours).run()
+    except Interrupted as error:
+        raise RolledBack("The agent was told to stop.") from error
+    except TransportError as error:
+        raise RolledBack(f"The source was lost: {error}.") from error
     return 0
 
 
@@ -133,8 +131,8 @@ class _Arrival:
                 self._receive()
             except (*_UNBUILDABLE, PeerGaveUp) as error:
                 raise self._give_up(error) from error
-            except TransportError:
-                self._journal.give_up(())
+            except TransportError as error:
+                self._journal.give_up(_parting(error))
                 raise
             self._hand_over(undo)
 
@@ -336,8 +334,8 @@ class _Arrival:
             raise RolledBack("The journal could not be written.")
         try:
             self._channel.expect(m.Go, timeout_s=READY_HOLD_S)
-        except TransportError:
-            self._journal.give_up(())
+        except TransportError as error:
+            self._journal.give_up(_parting(error))
             raise
         self._journal.accept()
         if not self._journal.is_ours:
@@ -395,6 +393,13 @@ def _differences(options: m.Options) -> tuple[Reason, ...]:
                 )
             )
     return tuple(reasons)
+
+
+def _parting(error: TransportError) -> tuple[m.Reason, ...]:
+    """What is said to a source that can still be told."""
+    if isinstance(error, Interrupted):
+        return (m.Reason("agent", None, None, "The agent there was told to stop."),)
+    return ()
 
 
 def _reasons(error: Exception) -> tuple[Reason, ...]:

@@ -33,8 +33,9 @@ def of(error: Exception, pid: Pid, *, offered: bool) -> MigrateError | None:
                 "The destination refused it.", reasons=_heard(error.reasons)
             )
         case PeerGaveUp():
+            said = str(error).removesuffix(".")
             return RolledBack(
-                f"The destination gave up: {error}.", reasons=_heard(error.reasons)
+                f"The destination gave up: {said}.", reasons=_heard(error.reasons)
             )
         case ConnectionLost() | RemoteProtocolError():
             return RolledBack(

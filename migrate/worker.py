@@ -25,8 +25,8 @@ def main(arguments: Sequence[str]) -> int:
     """Receive on an inherited socket, ``--socket-fd N``; the exit code. A byte into
     ``--admitted-fd N`` tells the agent that it is known who that is.
 
-    SIGTERM asks for a roll-back. It ends what the peer can say, not what we can: if
-    Go has come before it the process arrives, and if not, the peer is told.
+    SIGTERM asks for a roll-back: if Go has come before it the process arrives, and if
+    not, the peer is told that it never will.
     """
     given = dict(zip(arguments[::2], arguments[1::2], strict=True))
     socket_fd, admitted_fd = int(given["--socket-fd"]), int(given["--admitted-fd"])
@@ -65,10 +65,14 @@ def _receive(connection: socket.socket, admitted_fd: int) -> int:
             return _pair(link)
         os.write(admitted_fd, b"1")
         os.close(admitted_fd)
-        signal.signal(signal.SIGTERM, lambda *_: _end_of_input(link))
-        from migrate import destination
+        from transport.channel import Channel
+        from transport.states import Role
 
-        return destination.arrive(link, peer)
+        with Channel(link, Role.DESTINATION) as channel:
+            signal.signal(signal.SIGTERM, lambda *_: channel.interrupt())
+            from migrate import destination
+
+            return destination.arrive(channel, peer)
 
 
 def _deny(stranger: "UnknownVisitor") -> None:
@@ -96,14 +100,6 @@ def _pair(link: "Secured") -> int:
         accept=f"migrate pair --accept {met.fingerprint}",
     )
     return 0
-
-
-def _end_of_input(link: "Secured") -> None:
-    try:
-        # Not the method of SSLSocket, which forgets that there was TLS.
-        socket.socket.shutdown(link.socket, socket.SHUT_RD)
-    except OSError:
-        pass  # it has been closed, or the peer was quicker
 
 
 def _log() -> "FilteringBoundLogger":

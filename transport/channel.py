@@ -26,6 +26,7 @@ from transport import messages as m
 from transport.connection import Buffer, Connection
 from transport.errors import (
     ConnectionLost,
+    Interrupted,
     PeerTimedOut,
     RemoteProtocolError,
     TransportError,
@@ -100,6 +101,10 @@ class Channel:
         self._decoder = FrameDecoder()
         self._poll = select.poll()
         self._poll.register(self._socket, 0)
+        self._interruption = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._hearing = select.poll()
+        self._hearing.register(self._socket, select.POLLIN)
+        self._hearing.register(self._interruption, select.POLLIN)
         self._shut_down = False
         self._pings = 0
         self.traffic = Traffic()
@@ -150,6 +155,7 @@ class Channel:
 
         Raises:
             RemoteProtocolError, ConnectionLost: see the class.
+            Interrupted: see ``interrupt``.
         """
         return self._receive(_deadline(timeout_s), timeout_s)
 
@@ -160,6 +166,7 @@ class Channel:
             PeerGaveUp: it is Abort, Declined or Refused instead.
             RemoteProtocolError: it is something else, though the state allows it.
             ConnectionLost: see the class.
+            Interrupted: see ``interrupt``.
         """
         deadline = _deadline(timeout_s)
         while True:
@@ -215,6 +222,13 @@ class Channel:
         except TransportError:
             self._connection.lost()
 
+    def interrupt(self) -> None:
+        """Wait for the peer's next word no longer, but hear what has come: whoever
+        waits, or else the next who would, gets Interrupted. From a signal handler.
+        """
+        if self._socket.fileno() >= 0:
+            os.eventfd_write(self._interruption, 1)
+
     def shutdown(self) -> None:
         """End the link, from any thread: who waits in this channel gets ConnectionLost.
 
@@ -239,6 +253,7 @@ class Channel:
                 self._drain(_deadline(drain_s))
         finally:
             self._link.close()
+            os.close(self._interruption)
 
     def __enter__(self) -> Self:
         return self
@@ -277,7 +292,7 @@ class Channel:
             try:
                 count = self._link.recv_into(room)
             except BlockingIOError:
-                self._wait_until(select.POLLIN, deadline)
+                self._wait_to_hear(deadline)
                 continue
             except OSError as error:
                 raise self._lost("receiving", error) from error
@@ -295,7 +310,7 @@ class Channel:
             try:
                 count = self._link.sendmsg(views[first : first + _IOV_MAX])
             except BlockingIOError:
-                self._wait_until(select.POLLOUT, deadline)
+                self._wait_to_send(deadline)
                 continue
             except OSError as error:
                 raise self._last_words(error) from error
@@ -306,18 +321,27 @@ class Channel:
             if count:
                 views[first] = views[first][count:]
 
-    def _wait_until(self, event: int, deadline: float) -> None:
+    def _wait_to_send(self, deadline: float) -> None:
         left_s = deadline - time.monotonic()
-        if left_s <= 0 or not self._wait(event, left_s):
-            doing = "sending" if event == select.POLLOUT else "receiving"
-            raise self._timed_out(doing)
+        if left_s <= 0 or not self._wait(select.POLLOUT, left_s):
+            raise self._timed_out("sending")
+
+    def _wait_to_hear(self, deadline: float) -> None:
+        left_s = deadline - time.monotonic()
+        if self._socket.fileno() < 0:
+            raise self._lost("waiting", None)
+        ready = self._hearing.poll(_milliseconds(left_s)) if left_s > 0 else []
+        if not ready:
+            raise self._timed_out("receiving")
+        if [fd for fd, _ in ready] == [self._interruption]:
+            os.eventfd_read(self._interruption)
+            raise Interrupted("we were told to wait no longer")
 
     def _wait(self, event: int, timeout_s: float) -> bool:
         if self._socket.fileno() < 0:
             raise self._lost("waiting", None)
         self._poll.modify(self._socket, event)
-        # Rounded up, or the last millisecond would be spent in a loop.
-        return bool(self._poll.poll(-int(-timeout_s * 1000 // 1)))
+        return bool(self._poll.poll(_milliseconds(timeout_s)))
 
     def _timed_out(self, doing: str) -> PeerTimedOut:
         self._connection.lost()
@@ -457,6 +481,11 @@ def _peer(sock: socket.socket) -> str:
     except OSError:
         return "(gone)"
     return f"{address[0]} port {address[1]}" if isinstance(address, tuple) else ""
+
+
+def _milliseconds(seconds: float) -> int:
+    """Rounded up, or the last one would be spent in a loop."""
+    return -int(-seconds * 1000 // 1)
 
 
 def _nothing() -> int:

@@ -28,6 +28,10 @@ class PeerTimedOut(ConnectionLost):
     """The peer did not do in time what we waited for. The link is of no more use."""
 
 
+class Interrupted(TransportError):
+    """We were told to wait no longer. The link is good, and what we say is heard."""
+
+
 class NotAuthenticated(TransportError):
     """The peer did not prove that it is who it says, or did not take us for who we are.
 

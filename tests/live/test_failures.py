@@ -124,7 +124,7 @@ def test_the_agent_is_told_to_stop(on: Stage) -> None:
             moving.hold_before(MID_ROUND)
             agent.process.send_signal(signal.SIGTERM)
             # Both at once: the agent waits for its worker, that for the mover.
-            moving.end().assert_failed(6, START_AGAIN)
+            moving.end().assert_failed(6, "The agent there was told to stop. The")
             assert agent.process.wait() == 0
         actor.assert_unharmed()
         on.assert_nothing_left(actor)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.live.census import leaves
 from tests.live.handover import eventually
 from tests.live.handover_stage import Counter, HandoverStage, handover_stage
 
@@ -203,7 +204,7 @@ def test_an_agent_that_is_told_to_stop_finishes_or_undoes(
     on: HandoverStage, counter: Counter, point: str
 ) -> None:
     """What was accepted arrives; all else stays, unless Go was faster. The agent ends
-    with 0, and once it is there again the command knows which."""
+    with 0, and the command knows which."""
     with on.held(point, of_worker=True) as (_, held):
         own = on.b.agent(env=on.arming(f"@{on.armed}"))
         with own.process, on.moving(counter, to=own) as moving:
@@ -211,15 +212,29 @@ def test_an_agent_that_is_told_to_stop_finishes_or_undoes(
             own.process.send_signal(signal.SIGTERM)
             eventually(lambda: '"stopping"' in own.log, "it has heard it")
             held.go_on()
-            assert own.process.wait(40) == 0
-            again = on.b.agent(port=own.port)
             code = moving.wait(40)
-            assert again.stop() == 0
-            again.process.close()
+            assert own.process.wait(40) == 0
     if point == "destination.accepted.journalled":
         assert code == 0
     assert code in (0, 6)
     counter.assert_counts_on("b" if code == 0 else "a")
+
+
+def test_a_no_of_an_agent_that_stops_is_heard(
+    on: HandoverStage, counter: Counter
+) -> None:
+    """Also where Go crosses it, and nobody is there to be asked again."""
+    with on.held("source.go.journalled") as (fault, held):
+        own = on.b.agent()
+        with own.process, on.moving(counter, fault, to=own) as moving:
+            held.wait()
+            own.process.send_signal(signal.SIGTERM)
+            # The copy there is ended before it is told.
+            eventually(lambda: not leaves(on.b), "it is declined")
+            held.go_on()
+            assert moving.wait(40) == 6
+            assert own.process.wait(40) == 0
+    counter.assert_counts_on("a")
 
 
 def test_it_goes_once_at_a_time(on: HandoverStage, counter: Counter) -> None:
