@@ -13,6 +13,9 @@ help:  ## What can be made
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
 
 build: .venv/built  ## Install what is missing, then build the environment and the C cores
+	@# Each move starts two processes, which begin much later where Python has to compile
+	@# all of it again: it may have been told to write nothing (PYTHONDONTWRITEBYTECODE).
+	@$(BIN)/python -m compileall -q bench migrate precopy tests transport
 
 check: build  ## The quick one, without privileges: format, lint, types, contracts, tests
 	$(BIN)/ruff format --check .
