@@ -336,7 +336,8 @@ class DepartingTree:
                 else:
                     tracee = stopped.enter_context(brake.holding())
                     remote = stopped.enter_context(tracee.remote())
-                source = Source(pid, tracee, remote, pidfd, procfs.fds(pid), own_kin)
+                views = procfs.fds(pid)
+                source = Source(pid, tracee, remote, pidfd, views, own_kin, last=False)
                 look = dump.look(source, known)
                 # What stands still is looked at once.
                 choice = TrackerChoice.EVERYTHING if standing else self._choice

@@ -23,7 +23,7 @@ from migrate.image import FrozenTree, ImageError, Joined, Outline
 from migrate.kernel import cgroups
 from migrate.kernel.cgroups import Leaf
 from migrate.kernel.pidfds import PidFd
-from migrate.kinds.kind import CannotCarry, Target
+from migrate.kinds.kind import CannotCarry, Joint, Target, settle
 from migrate.mapping import CannotBuild
 from migrate.patience import patient
 from migrate.peers import Known
@@ -94,6 +94,7 @@ class _Arrival:
         self._frozen: FrozenTree | None = None
         self._tree = SkeletonTree()
         self._places: list[_Place | None] = []
+        self._joints: dict[tuple[str | int, ...], Joint] = {}
         self._has_joined = False  # some process, since the outline
         self._limits = BatchLimits(processes_max=1)
         self._unpacker = Unpacker(frozenset())  # until codecs are offered
@@ -208,6 +209,7 @@ class _Arrival:
         pidfd = closing_it.enter_context(PidFd.open(skeleton.pid))
         target = Target(skeleton.pid, skeleton.tracee, skeleton.remote, memory, pidfd)
         target.elders = [place.target if place else None for place in self._places]
+        target.joints = self._joints
         resume.prepare(skeleton, target, skeleton.process)
         sink = closing_it.enter_context(PageSink(memory, skeleton.space))
         return _Place(skeleton, target, sink, closing_it)
@@ -315,6 +317,7 @@ class _Arrival:
                 # What it leans on may be another by now.
                 frozen = replace(frozen, descriptors=before.descriptors)
             resume.complete(place.skeleton, place.target, before, frozen)
+        settle(self._joints)
         reach("destination.completed")
         self._leaf.freeze()
         for skeleton in self._tree.living:

@@ -9,7 +9,7 @@ import os
 import stat
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
-from typing import Final
+from typing import Final, cast
 
 from migrate.errors import Reason, printable
 from migrate.kernel import kcmp, lineage, procfs
@@ -72,6 +72,7 @@ def reasons(
     """
     found: list[Reason] = []
     unshared: list[FdView] = []
+    joined: list[FdView] = []
     for view in views:
         try:
             kind, reason, exclusive = _judge(view)
@@ -81,7 +82,13 @@ def reasons(
             found.append(_reason(kind, view, reason))
         elif exclusive:
             unshared.append(view)
-    return found + list(_shared(pid, unshared, family))
+        if reason is None and _other_end(view) is not None:
+            joined.append(view)
+    return [
+        *found,
+        *_shared(pid, unshared, family),
+        *_severed(joined, {pid, *family}),
+    ]
 
 
 def stranger(view: FdView) -> str:
@@ -140,6 +147,40 @@ def _shared(
                         f"{number}). What two processes share is not carried: end "
                         "the other process, or close it there.",
                     )
+
+
+def _severed(views: Iterable[FdView], family: Collection[Pid]) -> Iterator[Reason]:
+    """Those whose other end is not in the tree, one reason for each."""
+    apart = list(views)
+    for pid in family:
+        if not apart:
+            return
+        inside = {link for _, link in _links(pid)}
+        apart = [view for view in apart if _other_end(view) not in {None, *inside}]
+    for view in apart:
+        link = _other_end(view)
+        holders = [
+            pid
+            for pid in procfs.pids()
+            if any(found == link for _, found in _links(pid))
+        ]
+        if link is None or any(
+            pid in family or lineage.descends(pid, family) for pid in holders
+        ):
+            continue  # it has closed since, or was passed on
+        who = f"pid {holders[0]} has" if holders else "nobody who can be seen has"
+        yield _reason(
+            "descriptor",
+            view,
+            f"is {printable(view.link)}, whose other end ({link}) {who}. What leads "
+            "out of the tree is not carried: end the other process, or close it.",
+        )
+
+
+def _other_end(view: FdView) -> str | None:
+    """What must be in the tree, too."""
+    ask = getattr(table.claim(view), "other_end", None)
+    return None if ask is None else cast("str | None", ask(view))
 
 
 def _links(pid: Pid) -> Iterator[tuple[int, str]]:

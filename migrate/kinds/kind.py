@@ -108,6 +108,7 @@ class Source:
     pidfd: PidFd
     views: tuple[FdView, ...] = ()
     kin: Kin | None = None  # None: it is alone
+    last: bool = True  # the look that counts: nothing of the tree runs
     _timers: TimersNow | None = field(default=None, init=False)
 
     @property
@@ -116,6 +117,28 @@ class Source:
         if self._timers is None:
             self._timers = posix_timers.look(self.pid, self.tracee, self.remote)
         return self._timers
+
+
+class Joint(Protocol):
+    """An end of what joins processes, in our hands until each has those of its own."""
+
+    def fill(self) -> None:
+        """Put in what lay in it."""
+
+    def close(self) -> None:
+        """Make it as shut as it was, and let go of it."""
+
+
+def settle(joints: dict[tuple[str | int, ...], Joint]) -> None:
+    """Finish what joins the processes of a tree: nothing more will be told of it.
+
+    Raises:
+        CannotCarry: it cannot be made as it was.
+    """
+    for joint in joints.values():
+        joint.fill()
+    while joints:
+        joints.popitem()[1].close()
 
 
 @dataclass(slots=True)
@@ -142,6 +165,9 @@ class Target:
     vacated: frozenset[int] = frozenset()
     # Those of the tree that come before it, by index; None where one has ended.
     elders: Sequence[Target | None] = ()
+    # What joins processes of the tree, by a key that begins with its kind's name; one
+    # for the whole tree. The last pass is followed by settle().
+    joints: dict[tuple[str | int, ...], Joint] = field(default_factory=dict)
 
     def elder(self, index: int) -> Target:
         """One of them.
@@ -225,7 +251,7 @@ class DescriptorKind(Protocol):
     KIND: Kind
 
     def claims(self, view: FdView) -> bool:
-        """Whether this descriptor is of this kind; asks for nothing but the view."""
+        """Whether this descriptor is of this kind; asks for little but the view."""
 
     def refuse(self, view: FdView) -> str | None:
         """Why this one cannot go; None if it can. Reads /proc only.
@@ -246,7 +272,10 @@ class DescriptorKind(Protocol):
         False leaves ``fd`` as it was.
         """
 
-    # Three more, which a module may leave out:
+    # Four more, which a module may leave out:
+    #   other_end(view) -> str | None
+    # is the link of what must be open in the tree as well. It reads what is asked of
+    # the kernel without the process noticing.
     #   family(record) -> Hashable
     # Records of one family (the two ends of a pipe) are restored anew together.
     #   restore_many(records, target) -> list[RemoteFd]

@@ -22,7 +22,7 @@ from precopy.errors import KernelError, TaskVanished
 from precopy.ids import Pid
 
 _BIRTHS_MAX: Final = 5
-_PASSING: Final = frozenset({"sharing", "descriptor", "pipe"})
+_PASSING: Final = frozenset({"sharing", "descriptor", "pipe", "unix_socket"})
 _ASK_AGAIN_MAX: Final = 100  # a program may start and end threads without a pause
 # Parents that take the end of a child as it comes.
 _SHELLS_AND_INITS: Final = frozenset({"init", "systemd", "sh", "bash", "dash", "zsh"})

@@ -17,7 +17,7 @@ from migrate.kernel import procfs
 from migrate.kernel.pidfds import PidFd
 from migrate.kernel.tracee import Tracee
 from migrate.kinds import file_lock
-from migrate.kinds.kind import CannotCarry, Source, Target
+from migrate.kinds.kind import CannotCarry, Source, Target, settle
 from precopy.ids import Pid
 from tests.live.scenarios.harness import Scenario, tell_moved
 
@@ -30,6 +30,7 @@ SCENARIOS = (
     "timerfd",
     "signalfd",
     "epoll",
+    "unix_socket",
 )
 
 
@@ -47,7 +48,9 @@ def looked_at(pid: int) -> Iterator[Source]:
 def being_built(pid: int) -> Iterator[Target]:
     """The process, stopped, as a skeleton."""
     with looked_at(pid) as s:
-        yield Target(s.pid, s.tracee, s.remote, s.tracee.memory, s.pidfd)
+        target = Target(s.pid, s.tracee, s.remote, s.tracee.memory, s.pidfd)
+        yield target
+        settle(target.joints)
 
 
 def dump(pid: int) -> Descriptors:

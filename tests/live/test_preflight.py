@@ -1,6 +1,7 @@
 """What cannot go is refused in a sentence, all of it at once, and is left as it was."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -271,6 +272,44 @@ def test_descriptors_are_refused_by_their_kinds() -> None:
         said = {r.fd: r.message for r in refusals(victim.pid)}
         assert said[77].startswith(f"fd 77 of pid {victim.pid} is a socket")
         assert said[78].startswith(f"fd 78 of pid {victim.pid} is")
+
+
+def test_a_socket_that_leads_out_of_the_tree_is_refused() -> None:
+    """Named is who has the other end."""
+    arrange = """
+import socket
+ours, theirs = socket.socketpair()
+os.dup2(ours.fileno(), 77)
+ours.close()
+if not os.fork():
+    if os.fork():
+        os._exit(0)
+    os.dup2(theirs.fileno(), 3)
+    os.closerange(0, 3)
+    os.closerange(4, 256)
+    os.read(3, 1)
+    os._exit(0)
+os.wait()
+theirs.close()
+"""
+    with alone(arrange) as victim:
+        said = {r.fd: r.message for r in refusals(victim.pid)}
+        inode = os.stat(f"/proc/{victim.pid}/fd/77").st_ino
+        assert said[77].startswith(
+            f"fd 77 of pid {victim.pid} is socket:[{inode}], whose other end (socket:["
+        )
+        assert re.search(r"\]\) pid \d+ has\. ", said[77])
+
+
+def test_a_socket_with_a_name_is_refused_by_it() -> None:
+    arrange = (
+        "import socket\nkept = socket.socket(socket.AF_UNIX)\n"
+        "kept.bind(f'\\0here-{os.getpid()}')\nkept.listen()\n"
+        "os.dup2(kept.fileno(), 77)"
+    )
+    with alone(arrange) as victim:
+        said = {r.fd: r.message for r in refusals(victim.pid)}
+        assert f"that listens at @here-{victim.pid}, which" in said[77]
 
 
 def test_everything_is_said_at_once() -> None:

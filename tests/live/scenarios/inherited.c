@@ -6,12 +6,14 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/timerfd.h>
 #include <sys/wait.h>
 #include <signal.h>
 
 static int down[2], up[2], packets[2];
+static int between[2], both[2], last[2];
 static int shared, twice, event, epoll, timer, signals;
 
 static uint64_t read_number(int fd)
@@ -22,11 +24,40 @@ static uint64_t read_number(int fd)
     return number;
 }
 
+// Whether a datagram, or what lies in a stream, is this.
+static int takes(int fd, const char *wanted)
+{
+    char text[32] = "";
+    long size = recv(fd, text, sizeof text, MSG_DONTWAIT);
+    if (size == (long)strlen(wanted) && !memcmp(text, wanted, size))
+        return 1;
+    scenario_say("fd %d gave %ld, %s", fd, size, text);
+    return 0;
+}
+
+static pid_t maker(int fd)
+{
+    struct ucred who = {0};
+    socklen_t size = sizeof who;
+    NEED(getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &size) == 0);
+    return who.pid;
+}
+
+static void talk_as_child(void)
+{
+    CHECK(takes(between[1], "to the child"), "its end of a pair");
+    CHECK(takes(last[0], "one") && takes(last[0], "two"), "both ends are its own");
+    CHECK(maker(last[0]) == getppid(), "pid %d made it", maker(last[0]));
+    CHECK(takes(both[1], "for both"), "an end that both have");
+    NEED(send(both[0], "by the child", 12, 0) == 12);
+}
+
 __attribute__((noreturn)) static void child(void)
 {
     char text[8] = "";
     close(down[1]);
     close(up[0]);
+    close(between[0]);
     // It sleeps in here while it is moved: the pipe is empty by then.
     NEED(read(down[0], text, 4) == 4);
     NEED(write(up[1], "here", 4) == 4);
@@ -46,6 +77,7 @@ __attribute__((noreturn)) static void child(void)
     struct stat one, other;
     CHECK(fstat(0, &one) == 0 && fstat(down[0], &other) == 0 && one.st_ino == other.st_ino,
           "fd 0 is not the pipe any more");
+    talk_as_child();
     NEED(write(up[1], "done", 4) == 4);
     _exit(scenario_failures != 0);
 }
@@ -73,6 +105,9 @@ int main(int argc, char **argv)
     NEED((twice = open(path, O_RDONLY)) >= 0 && lseek(twice, 3, SEEK_SET) == 3);
     NEED(dup2(down[0], 0) == 0);
 
+    NEED(socketpair(AF_UNIX, SOCK_STREAM, 0, between) == 0);
+    NEED(socketpair(AF_UNIX, SOCK_STREAM, 0, both) == 0);
+    NEED(socketpair(AF_UNIX, SOCK_DGRAM, 0, last) == 0);
     pid_t pid = fork();
     NEED(pid >= 0);
     if (pid == 0)
@@ -80,6 +115,13 @@ int main(int argc, char **argv)
     close(0);
     close(down[0]);
     close(up[1]);
+    NEED(send(between[0], "to the child", 12, 0) == 12);
+    NEED(send(between[1], "to the parent", 13, 0) == 13);
+    NEED(send(both[0], "for both", 8, 0) == 8);
+    NEED(send(last[1], "one", 3, 0) == 3 && send(last[1], "two", 3, 0) == 3);
+    close(between[1]);
+    close(last[0]);
+    close(last[1]);
     NEED(write(packets[1], "one", 3) == 3 && write(packets[1], "three", 5) == 5);
     NEED(write(down[1], "1234", 4) == 4 && read(up[0], text, 4) == 4);
     NEED(lseek(shared, 7, SEEK_SET) == 7);
@@ -105,9 +147,12 @@ int main(int argc, char **argv)
     struct itimerspec left;
     CHECK(timerfd_gettime(timer, &left) == 0 && left.it_value.tv_sec > 3000,
           "the timer has %ld s", (long)left.it_value.tv_sec);
+    CHECK(takes(between[0], "to the parent"), "its end of a pair");
+    CHECK(takes(both[1], "by the child"), "an end that both have");
     int status;
     CHECK(waitpid(pid, &status, 0) == pid && status == 0, "the child ended as %#x", status);
     CHECK(read(up[0], text, 1) == 0, "nobody else has the writing end");
+    CHECK(takes(between[0], ""), "nobody else has the child's end");
     NEED(kill(getpid(), SIGUSR1) == 0);
     struct signalfd_siginfo info;
     CHECK(read(signals, &info, sizeof info) == sizeof info && info.ssi_signo == SIGUSR1,
