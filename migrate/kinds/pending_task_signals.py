@@ -6,13 +6,10 @@ rebuilt by  rt_tgsigqueueinfo(2) by the thread to itself, while it blocks them a
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from migrate.kernel import procfs
-from migrate.kernel.asking import Unsaid, must
+from migrate.kernel import procfs, signal_queue
 from migrate.kernel.telling import all_must, nothing, told
 from migrate.kinds.kind import CannotCarry, Kind, Scope
 
@@ -24,11 +21,6 @@ if TYPE_CHECKING:
     from migrate.kernel.telling import Check
     from migrate.kinds.kind import Source, Target
     from precopy.ids import Pid, Tid
-
-_SIGINFO_BYTES: Final = 128
-_SIGNAL_MAX: Final = 64
-_SET_BYTES: Final = 8
-_MASK: Final = re.compile(rb"^SigPnd:\t([0-9a-f]{16})$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,32 +49,19 @@ def dump(source: Source, tid: Tid) -> PendingTaskSignals:
     """Look at the queue without taking anything from it."""
     # In this order: what comes while we look is a siginfo without a bit.
     timers = source.timers
-    found = _MASK.search(procfs.read(source.pid, f"task/{tid}/status"))
-    mask = int(found[1], 16) if found else 0
+    status = procfs.read(source.pid, f"task/{tid}/status")
     seen = source.tracee.peek_signals(tid, shared=False)
     infos = timers.settled(seen, tid)
-    # A signal that found no memory for its siginfo is only a bit in the mask; on
-    # delivery the kernel makes up SI_USER with pid 0 (collect_signal()).
-    queued = {int.from_bytes(info[:4], "little") for info in seen}
-    bare = (n for n in range(1, _SIGNAL_MAX + 1) if mask >> (n - 1) & 1)
-    infos += [
-        number.to_bytes(_SIGINFO_BYTES, "little")
-        for number in bare
-        if number not in queued
-    ]
+    infos += signal_queue.bare(signal_queue.pending(status, "SigPnd"), seen)
     return PendingTaskSignals(tuple(infos))
 
 
 def ask(form: Form, batch: Batch) -> Reader[PendingTaskSignals]:
     """Ask together with others; what is in the queue only dump() can tell."""
-    room = form.space(_SET_BYTES)
-    at = batch.add("rt_sigpending", room, _SET_BYTES)
+    empty = signal_queue.ask_whether_empty(form, batch)
 
     def read(results: Sequence[int]) -> PendingTaskSignals:
-        must(form, "rt_sigpending", results[at])
-        # Of the process and of the thread alike; all are blocked in a batch.
-        if any(form.read(room, _SET_BYTES)):
-            raise Unsaid
+        empty(results)
         return PendingTaskSignals(())
 
     return read
@@ -111,15 +90,11 @@ def tell(
     """Tell together with others."""
     if not record.infos:
         return nothing
-    queued = Counter(there.infos)
     ids = remote.own_ids()
-    calls = []
-    for info in record.infos:
-        number = int.from_bytes(info[:4], "little")
-        if len(info) != _SIGINFO_BYTES or not 1 <= number <= _SIGNAL_MAX:
-            raise CannotCarry(KIND.name, "A pending signal of the peer is not one.")
-        if queued[info]:
-            queued[info] -= 1
-        else:
-            calls.append((*ids, number, info))
+    try:
+        lacking = signal_queue.lacking(record.infos, there.infos)
+    except signal_queue.NotASiginfo as error:
+        why = "A pending signal of the peer is not one."
+        raise CannotCarry(KIND.name, why) from error
+    calls = [(*ids, number, info) for number, info in lacking]
     return all_must(remote, batch, "rt_tgsigqueueinfo", calls)
