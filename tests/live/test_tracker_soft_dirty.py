@@ -9,10 +9,10 @@ import pytest
 
 from migrate.kernel import probes
 from precopy.ids import PAGE_BYTES
-from precopy.page_set import PageSet
 from precopy.tracker import Written
 from precopy.tracker.soft_dirty import SoftDirtyTracker
 from tests.live.targets import compiled
+from tests.live.targets.following import Followed
 from tests.live.targets.obedient import (
     BASE,
     MADV_DONTNEED,
@@ -36,31 +36,19 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-class Followed:
-    """An obedient program, which does nothing unless told, and its tracker."""
+class Paused(Followed[SoftDirtyTracker]):
+    """Counts the pauses that its tracker asks for."""
 
     def __init__(self, target: Obedient) -> None:
-        self.target = target
+        super().__init__(target, SoftDirtyTracker(target.pid, self._pause))
         self.pauses = 0
         self.before_the_pause: Callable[[], object] = lambda: None
-        self.tracker = SoftDirtyTracker(target.pid, self._pause)
 
     @contextmanager
     def _pause(self) -> Iterator[None]:
         self.before_the_pause()
         self.pauses += 1
         yield
-
-    def take(self, *, final: bool = False) -> Written:
-        """What was written in the part of memory that is at our command."""
-        written = self.tracker.take(self.target.space(), final=final)
-        ours = PageSet.of([(BASE, BASE << 1)])
-        return Written(written.data & ours, written.dropped & ours)
-
-    def data(self, *, final: bool = False) -> PageSet:
-        written = self.take(final=final)
-        assert not written.dropped
-        return written.data
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +57,9 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def followed(program: Path) -> Iterator[Followed]:
+def followed(program: Path) -> Iterator[Paused]:
     with Obedient(program) as target:
-        followed = Followed(target)
+        followed = Paused(target)
         with followed.tracker:
             yield followed
 
@@ -82,7 +70,7 @@ def map_small(target: Obedient, start: int, pages: int) -> None:
     assert target.advise(start, pages, MADV_NOHUGEPAGE) == 0
 
 
-def test_only_what_was_written_is_reported(followed: Followed) -> None:
+def test_only_what_was_written_is_reported(followed: Paused) -> None:
     """Page for page, with a pause for each but the first look and the last."""
     map_small(followed.target, BASE, 1000)
     followed.target.write(BASE, 600)
@@ -98,7 +86,7 @@ def test_only_what_was_written_is_reported(followed: Followed) -> None:
     assert followed.pauses == 2
 
 
-def test_a_new_mapping_is_reported_where_it_was_touched(followed: Followed) -> None:
+def test_a_new_mapping_is_reported_where_it_was_touched(followed: Paused) -> None:
     """All of a mapping never cleared reads as written, there or not."""
     followed.take()
     map_small(followed.target, BASE, 100)
@@ -108,7 +96,7 @@ def test_a_new_mapping_is_reported_where_it_was_touched(followed: Followed) -> N
     assert not followed.data(final=True)
 
 
-def test_what_was_given_back_is_dropped_at_once(followed: Followed) -> None:
+def test_what_was_given_back_is_dropped_at_once(followed: Paused) -> None:
     """And data again when it is written again; the zero page is nothing."""
     map_small(followed.target, BASE, 20)
     followed.target.write(BASE, 20)
@@ -124,7 +112,7 @@ def test_what_was_given_back_is_dropped_at_once(followed: Followed) -> None:
 
 
 def test_own_pages_of_a_file_mapping_are_dropped_when_given_back(
-    followed: Followed,
+    followed: Paused,
 ) -> None:
     """Read again, they are the file's, which are never ours."""
     followed.target.map(BASE, 20, fd=followed.target.file(20))
@@ -136,7 +124,7 @@ def test_own_pages_of_a_file_mapping_are_dropped_when_given_back(
     assert followed.take() == Written(dropped=run(5, 7))
 
 
-def test_huge_memory_given_back_and_read_is_dropped(followed: Followed) -> None:
+def test_huge_memory_given_back_and_read_is_dropped(followed: Paused) -> None:
     """The huge zero page, where there is one, is no page of its own."""
     followed.target.map(BASE, 2 * HUGE)
     assert followed.target.advise(BASE, 2 * HUGE, MADV_HUGEPAGE) == 0
@@ -152,7 +140,7 @@ def test_huge_memory_given_back_and_read_is_dropped(followed: Followed) -> None:
 @pytest.mark.parametrize("in_the_end", [False, True])
 @pytest.mark.parametrize("pages", [8, HUGE])
 def test_a_mapping_moved_over_another_is_written(
-    followed: Followed, pages: int, in_the_end: bool
+    followed: Paused, pages: int, in_the_end: bool
 ) -> None:
     """Moving a whole page table moves the marks with it, and there were none.
 
@@ -170,7 +158,7 @@ def test_a_mapping_moved_over_another_is_written(
 
 
 def test_what_is_replaced_between_look_and_pause_is_noticed(
-    followed: Followed,
+    followed: Paused,
 ) -> None:
     """The list of mappings is older than the marks, and these are cleared by then."""
     map_small(followed.target, BASE, 32)
@@ -194,7 +182,7 @@ def test_what_is_replaced_between_look_and_pause_is_noticed(
     assert second == Written(run(41, 42))
 
 
-def test_a_page_that_was_merged_is_still_reported(followed: Followed) -> None:
+def test_a_page_that_was_merged_is_still_reported(followed: Paused) -> None:
     """KSM puts a page of its own in the place, without the mark."""
     if not (KSM / "run").exists():
         pytest.skip("this kernel has no KSM")
@@ -215,7 +203,7 @@ def test_a_page_that_was_merged_is_still_reported(followed: Followed) -> None:
             (KSM / name).write_text(text)
 
 
-def test_swapped_pages_keep_their_marks(followed: Followed) -> None:
+def test_swapped_pages_keep_their_marks(followed: Paused) -> None:
     """What was written is reported, in swap or not; what went there or back is, too."""
     if len(Path("/proc/swaps").read_text().splitlines()) < 2:
         pytest.skip("there is no swap here")

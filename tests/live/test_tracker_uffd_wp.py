@@ -10,12 +10,11 @@ import pytest
 from precopy.address_space import AddressSpace
 from precopy.errors import GuardRegions, TaskVanished
 from precopy.ids import PAGE_BYTES
-from precopy.page_set import PageSet
 from precopy.tracker import Written
 from precopy.tracker.everything import EverythingTracker
 from precopy.tracker.uffd_wp import UffdWpTracker
 from tests.live.targets import compiled
-from tests.live.targets.following import follow
+from tests.live.targets.following import Followed, follow
 from tests.live.targets.obedient import (
     BASE,
     CLOSE,
@@ -36,25 +35,6 @@ from tests.live.targets.obedient import (
 )
 
 
-class Followed:
-    """An obedient program and its tracker."""
-
-    def __init__(self, target: Obedient, tracker: UffdWpTracker) -> None:
-        self.target = target
-        self.tracker = tracker
-
-    def take(self, *, final: bool = False) -> Written:
-        """What was written in the part of memory that is at our command."""
-        written = self.tracker.take(self.target.space(), final=final)
-        ours = PageSet.of([(BASE, BASE << 1)])
-        return Written(written.data & ours, written.dropped & ours)
-
-    def data(self, *, final: bool = False) -> PageSet:
-        written = self.take(final=final)
-        assert not written.dropped
-        return written.data
-
-
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compiled("obedient", tmp_path_factory.mktemp("targets"))
@@ -67,7 +47,7 @@ def target(program: Path) -> Iterator[Obedient]:
 
 
 @pytest.fixture
-def followed(target: Obedient) -> Iterator[Followed]:
+def followed(target: Obedient) -> Iterator[Followed[UffdWpTracker]]:
     with follow(target) as tracker:
         assert target.call(CLOSE, target.uffd_number) == 0
         yield Followed(target, tracker)
@@ -80,7 +60,7 @@ def page_table_bytes(target: Obedient) -> int:
     raise AssertionError("no VmPTE")
 
 
-def test_only_what_was_written_is_reported(followed: Followed) -> None:
+def test_only_what_was_written_is_reported(followed: Followed[UffdWpTracker]) -> None:
     """Page for page, and nothing when nothing was."""
     followed.target.map(BASE, 1000)
     followed.target.write(BASE, 600)
@@ -93,7 +73,9 @@ def test_only_what_was_written_is_reported(followed: Followed) -> None:
     assert followed.data(final=True) == run(3, 4)
 
 
-def test_a_reservation_costs_what_is_touched_of_it(followed: Followed) -> None:
+def test_a_reservation_costs_what_is_touched_of_it(
+    followed: Followed[UffdWpTracker],
+) -> None:
     """64 GiB with 100 MiB touched: 25,600 pages, and page tables for them alone."""
     target, reserved, touched = followed.target, 64 << 30, 25_600
     flags = MAP_PRIVATE | MAP_NORESERVE
@@ -110,7 +92,9 @@ def test_a_reservation_costs_what_is_touched_of_it(followed: Followed) -> None:
     assert page_table_bytes(target) - before < MIB
 
 
-def test_what_was_given_back_is_dropped_at_once(followed: Followed) -> None:
+def test_what_was_given_back_is_dropped_at_once(
+    followed: Followed[UffdWpTracker],
+) -> None:
     """And data again when it is written again; the zero page is nothing."""
     followed.target.map(BASE, 20)
     followed.target.write(BASE, 20)
@@ -126,7 +110,7 @@ def test_what_was_given_back_is_dropped_at_once(followed: Followed) -> None:
 
 
 def test_own_pages_of_a_file_mapping_are_dropped_when_given_back(
-    followed: Followed,
+    followed: Followed[UffdWpTracker],
 ) -> None:
     """At the latest two takes later; read pages are the file's and never ours."""
     followed.target.map(BASE, 20, fd=followed.target.file(20))
@@ -144,7 +128,7 @@ def test_own_pages_of_a_file_mapping_are_dropped_when_given_back(
 
 @pytest.mark.parametrize("in_the_end", [False, True])
 def test_a_mapping_replaced_at_its_place_is_noticed(
-    followed: Followed, in_the_end: bool
+    followed: Followed[UffdWpTracker], in_the_end: bool
 ) -> None:
     """What is there now is data, what was there is dropped; and it is followed on."""
     followed.target.map(BASE, 64)
@@ -161,7 +145,9 @@ def test_a_mapping_replaced_at_its_place_is_noticed(
         assert followed.take() == Written(run(21, 22))
 
 
-def test_a_moved_mapping_is_written_where_it_went(followed: Followed) -> None:
+def test_a_moved_mapping_is_written_where_it_went(
+    followed: Followed[UffdWpTracker],
+) -> None:
     """And what stays mapped where it was is empty (MREMAP_DONTUNMAP)."""
     followed.target.map(BASE, 8)
     followed.target.write(BASE, 8)
@@ -175,7 +161,7 @@ def test_a_moved_mapping_is_written_where_it_went(followed: Followed) -> None:
 @pytest.mark.parametrize("of_a_file", [False, True])
 @pytest.mark.parametrize("in_the_end", [False, True])
 def test_a_mapping_that_lost_its_protection_is_followed_anew(
-    followed: Followed, of_a_file: bool, in_the_end: bool
+    followed: Followed[UffdWpTracker], of_a_file: bool, in_the_end: bool
 ) -> None:
     """Moving an untouched mapping between registered ones takes theirs, too.
 
@@ -202,7 +188,9 @@ def test_a_mapping_that_lost_its_protection_is_followed_anew(
     assert followed.data(final=True) == run(41, 42)
 
 
-def test_huge_pages_are_followed_in_small_ones(followed: Followed) -> None:
+def test_huge_pages_are_followed_in_small_ones(
+    followed: Followed[UffdWpTracker],
+) -> None:
     """The first write splits what was huge."""
     followed.target.map(BASE, 1024)
     assert followed.target.advise(BASE, 1024, MADV_HUGEPAGE) == 0
@@ -216,7 +204,7 @@ def test_huge_pages_are_followed_in_small_ones(followed: Followed) -> None:
     assert not followed.take(final=True).data
 
 
-def test_shared_memory_is_not_ours(followed: Followed) -> None:
+def test_shared_memory_is_not_ours(followed: Followed[UffdWpTracker]) -> None:
     """Until private memory takes its place."""
     followed.target.map(BASE, 8, MAP_SHARED)
     followed.target.write(BASE, 8)
@@ -226,7 +214,7 @@ def test_shared_memory_is_not_ours(followed: Followed) -> None:
     assert followed.data() == run(0, 3)
 
 
-def test_guard_pages_are_refused_by_address(followed: Followed) -> None:
+def test_guard_pages_are_refused_by_address(followed: Followed[UffdWpTracker]) -> None:
     """Before any harm; without them it goes on."""
     followed.target.map(BASE, 8)
     followed.target.write(BASE, 2)
@@ -246,7 +234,7 @@ def test_guard_pages_are_refused_by_address(followed: Followed) -> None:
 
 @pytest.mark.parametrize("end", ["exit", "exec"])
 def test_a_process_that_ended_has_vanished(
-    followed: Followed, program: Path, tmp_path: Path, end: str
+    followed: Followed[UffdWpTracker], program: Path, tmp_path: Path, end: str
 ) -> None:
     """Exit and execve(2) alike, and not a process with nothing in it."""
     target = followed.target
