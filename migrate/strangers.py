@@ -197,11 +197,13 @@ def _links(pid: Pid) -> Iterator[tuple[int, str]]:
 
 
 def _is_same(view: FdView, pid: Pid, number: int) -> bool:
-    if view.link.startswith("pipe:["):
-        return True  # the number in the link is the pipe's own, whichever the end
     try:
+        if stat.S_ISFIFO(view.mode):
+            # One pipe, whichever the end.
+            found = os.stat(f"/proc/{pid}/fd/{number}")
+            return (found.st_dev, found.st_ino) == (view.device, view.inode)
         return kcmp.order_files(view.pid, view.number, pid, number) == 0
-    except KernelError:
+    except (KernelError, OSError):
         return False  # closed meanwhile, or not ours to compare
 
 

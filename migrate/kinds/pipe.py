@@ -1,14 +1,16 @@
-"""pipe(2), with what lies in it; all ends are inside the tree.
+"""pipe(2) or a FIFO, with what lies in it; all ends are inside the tree.
 
 read from   fdinfo (flags), fcntl(F_GETPIPE_SZ), and tee(2) into a pipe of ours, which
             takes nothing out                              pipe(7), tee(2)
-rebuilt by  pipe2(2), fcntl(F_SETPIPE_SZ), write(2)
+rebuilt by  pipe2(2), or openat(2) by the owner; fcntl(F_SETPIPE_SZ), write(2)
 
 An open file description is one end. A pipe may have several of each, or have lost one
 side: its reader then sees the end of the file, its writer EPIPE. So both ends are made
 with the first description of a pipe, wait parked for theirs, and an end for which no
 description comes is closed at last. A process that comes later in the tree gets its
 ends opened anew from one that an earlier process has by then.
+
+A FIFO has a name, under which it must be at the destination, with nothing in it.
 
 We look and write through descriptors of our own (pidfd_getfd(2)), and through ends of
 our own that /proc/self/fd opens: a side that the process has lost can be used still.
@@ -21,6 +23,7 @@ import os
 import select
 import stat
 import struct
+import termios
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -49,13 +52,14 @@ class Pipe:
     """What travels: one end."""
 
     pipe: int  # the same for all ends of a pipe; its inode at the source
+    path: bytes  # of a FIFO; empty: it has no name
     flags: int  # access mode, O_NONBLOCK, O_DIRECT
     contents: Contents | None  # told once for a pipe: by its lowest descriptor
     # An end of it that a process has which comes before in the tree: index, number.
     elsewhere: tuple[int, int] | None = None
 
 
-KIND = Kind("pipe", 2, Scope.DESCRIPTOR, Pipe, exclusive=True, leans=True)
+KIND = Kind("pipe", 3, Scope.DESCRIPTOR, Pipe, exclusive=True, leans=True)
 
 _AT_FDCWD: Final = -100
 _ACCESS: Final = os.O_RDONLY | os.O_WRONLY | os.O_RDWR
@@ -64,6 +68,7 @@ _LINK: Final = "pipe:["
 _ANCHOR: Final = -1  # beside the access modes: a number of no end in particular
 _READ_BYTES: Final = 1 << 20
 _TEE_BYTES_MAX: Final = 1 << 30
+_PATH_BYTES_MAX: Final = 4096  # PATH_MAX, with the NUL
 _CAPACITY_BYTES_MAX: Final = 1 << 30  # an int in the kernel
 _PACKET_BYTES_MAX: Final = 4096  # PIPE_BUF: longer writes are split (pipe(2))
 _SPLICE_F_NONBLOCK: Final = 2
@@ -76,18 +81,25 @@ def claims(view: FdView) -> bool:
 
 
 def refuse(view: FdView) -> str | None:
-    """A FIFO has a name by which others may open it, so it is not ours alone."""
-    if not view.link.startswith(_LINK):
-        return (
-            f"is the FIFO {printable(view.link)}, which other processes may open: it "
-            "is not carried. Close it, or use a pipe."
-        )
+    """A FIFO is opened by its name, so it must still have it."""
+    if view.link.startswith(_LINK):
+        return None
+    name = printable(view.link)
+    if view.info.flags & os.O_PATH:
+        return f"is {name}, opened with O_PATH, which is not carried. Close it."
+    try:
+        # As the process resolves names: in its mount namespace.
+        found = os.stat(os.fsencode(f"/proc/{view.pid}/root{view.link}"))
+    except OSError as error:
+        return f"is the FIFO {name}, which is not there: {error.strerror}. Close it."
+    if (found.st_dev, found.st_ino) != (view.device, view.inode):
+        return f"was the FIFO {name} when it was opened: that is another now. Close it."
     return None
 
 
 def family(record: Pipe) -> Hashable:
     """All ends of a pipe are made anew together."""
-    return record.pipe
+    return record.pipe, record.path
 
 
 def dump(process: Source, view: FdView) -> Pipe:
@@ -98,17 +110,17 @@ def dump(process: Source, view: FdView) -> Pipe:
     """
     if reason := refuse(view):
         raise CannotCarry.at(KIND, view, reason)
-    ends = [end for end in process.views if end.link == view.link]
+    ends = [end for end in process.views if _one_pipe(end, view)]
     elsewhere = None
     if process.kin is not None:
         tables = process.kin.tables
-        ends = [end for table in tables for end in table if end.link == view.link]
+        ends = [end for table in tables for end in table if _one_pipe(end, view)]
         elsewhere = next(
             (
                 (index, end.number)
                 for index, table in enumerate(tables[: process.kin.index])
                 for end in table
-                if end.link == view.link
+                if _one_pipe(end, view)
             ),
             None,
         )
@@ -116,10 +128,14 @@ def dump(process: Source, view: FdView) -> Pipe:
     own = [end.number for end in ends if end.pid == view.pid]
     if elsewhere is None and view.number == min(own):
         with _ours(process.pidfd, view.number) as fd:
-            _check_other_side(view, ends, fd)
+            if view.link.startswith(_LINK):
+                _check_other_side(view, ends, fd)
+            else:
+                _check_has_begun(view, ends, fd)
             contents = _read_contents(view, ends, fd)
     flags = view.info.flags & (_ACCESS | _SETTABLE_FLAGS)
-    return Pipe(view.inode, flags, contents, elsewhere)
+    path = b"" if view.link.startswith(_LINK) else os.fsencode(view.link)
+    return Pipe(view.inode, path, flags, contents, elsewhere)
 
 
 def restore(record: Pipe, target: Target) -> RemoteFd:
@@ -145,7 +161,7 @@ def restore(record: Pipe, target: Target) -> RemoteFd:
 
 def update(old: Pipe, new: Pipe, target: Target, fd: RemoteFd) -> bool:
     """Fill the same pipe with what is in it now."""
-    if old.pipe != new.pipe or (old.flags ^ new.flags) & _ACCESS:
+    if family(old) != family(new) or (old.flags ^ new.flags) & _ACCESS:
         return False
     if new.elsewhere is not None:
         index, number = new.elsewhere
@@ -168,18 +184,25 @@ def _fetch(record: Pipe, access: int, target: Target) -> RemoteFd:
     assert record.elsewhere is not None
     index, number = record.elsewhere
     with _ours(target.elder(index).pidfd, number) as theirs:
-        with _reopened(theirs, access) as end:
+        with _reopened(theirs, os.O_RDWR), _reopened(theirs, access) as end:
             (fd,) = fd_passing.give(target.remote, target.pidfd, [end])
     target.remote.syscall("fcntl", fd, fcntl.F_SETFL, record.flags & _SETTABLE_FLAGS)
     return fd
 
 
 def _key(record: Pipe, end: int) -> tuple[str | int, ...]:
-    return (KIND.name, record.pipe, end)
+    return (KIND.name, os.fsdecode(record.path), record.pipe, end)
+
+
+def _one_pipe(end: FdView, other: FdView) -> bool:
+    """Whether both are ends of one pipe or FIFO."""
+    return (end.device, end.inode) == (other.device, other.inode) and claims(end)
 
 
 def _make(record: Pipe, target: Target) -> RemoteFd:
     """A new pipe in ``target``, its ends parked; gives back a third number for it."""
+    if record.path:
+        return _open(record, target)
     remote = target.remote
     numbers = remote.space(_TWO_INTS.size)
     remote.syscall("pipe2", numbers, os.O_CLOEXEC)
@@ -190,6 +213,53 @@ def _make(record: Pipe, target: Target) -> RemoteFd:
     for end, fd in zip((os.O_RDONLY, os.O_WRONLY, _ANCHOR), made, strict=True):
         target.parked[_key(record, end)] = fd
     return target.parked[_key(record, _ANCHOR)]
+
+
+def _open(record: Pipe, target: Target) -> RemoteFd:
+    """Open a FIFO for both directions, as nobody's end."""
+    path = record.path
+    if not path.startswith(b"/") or b"\0" in path or len(path) >= _PATH_BYTES_MAX:
+        raise CannotCarry(KIND.name, "The peer sent a FIFO without a proper name.")
+    name = printable(os.fsdecode(path))
+    batch = target.remote.batch()
+    flags = os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    batch.add("openat", _AT_FDCWD, path + b"\0", flags, 0)
+    (result,) = batch.run(check=False)
+    if result < 0:
+        raise CannotCarry(
+            KIND.name,
+            f"The FIFO {name} cannot be opened: {os.strerror(-result)}. There must be "
+            "one under the same name, and the owner must be allowed to open it.",
+        )
+    anchor = target.park(RemoteFd(result))
+    with _ours(target.pidfd, anchor) as ours:
+        if not stat.S_ISFIFO(os.fstat(ours).st_mode):
+            raise CannotCarry(KIND.name, f"{name} is not a FIFO here.")
+        waiting = bytearray(4)
+        fcntl.ioctl(ours, termios.FIONREAD, waiting)
+    if any(waiting):
+        raise CannotCarry(
+            KIND.name,
+            f"The FIFO {name} has something in it here: somebody uses it. Let them "
+            "read it first.",
+        )
+    target.parked[_key(record, _ANCHOR)] = anchor
+    return anchor
+
+
+def _check_has_begun(view: FdView, ends: Sequence[FdView], fd: int) -> None:
+    """A reader of a FIFO that no writer has come to yet would hear of an end."""
+    if any(end.info.flags & _ACCESS != os.O_RDONLY for end in ends):
+        return
+    poll = select.poll()
+    poll.register(fd, 0)
+    if not any(events & select.POLLHUP for _, events in poll.poll(0)):
+        raise CannotCarry.at(
+            KIND,
+            view,
+            f"is the FIFO {printable(view.link)}, which nobody has written to yet: "
+            "that is not carried. Open it for writing, too.",
+        )
 
 
 def _check_other_side(view: FdView, ends: Sequence[FdView], fd: int) -> None:
@@ -256,7 +326,7 @@ def _write_contents(contents: Contents, fd: int) -> None:
         while os.read(reader, _READ_BYTES):
             pass
     _set_capacity(fd, contents.capacity_bytes)
-    with _reopened(fd, os.O_WRONLY) as writer:
+    with _reopened(fd, os.O_RDWR) as writer:
         if contents.packets:
             # open(2) refuses O_DIRECT of a pipe, fcntl(2) does not (fs/fcntl.c).
             fcntl.fcntl(writer, fcntl.F_SETFL, os.O_DIRECT | os.O_NONBLOCK)
@@ -298,7 +368,7 @@ def _ours(pidfd: PidFd, number: int) -> Iterator[int]:
 def _reopened(fd: int, flags: int) -> Iterator[int]:
     """An end of our own of the pipe behind our ``fd``, which never blocks."""
     # A pipe without a name opens at once, whoever is at the other end (fs/pipe.c,
-    # fifo_open).
+    # fifo_open). Of a FIFO, an end to write needs somebody who reads.
     end = os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         yield end

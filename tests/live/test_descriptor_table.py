@@ -278,7 +278,7 @@ def test_what_nobody_claims_is_refused_by_name() -> None:
 
 
 def test_files_that_cannot_be_opened_by_their_name(tmp_path: Path) -> None:
-    """Deleted, replaced, O_PATH, unnamed, FIFO: refused, with the file's name."""
+    """Deleted, replaced, O_PATH, unnamed: refused, with the file's name."""
     file = tmp_path / "file\n\x1b[31m"
     file.touch()
     with file.open() as opened:
@@ -301,11 +301,15 @@ def test_files_that_cannot_be_opened_by_their_name(tmp_path: Path) -> None:
         (file, os.O_PATH, "opened with O_PATH"),
         (tmp_path, os.O_PATH, "opened with O_PATH"),
         (tmp_path, os.O_TMPFILE | os.O_RDWR, "was deleted"),
-        (fifo, os.O_RDWR, "is the FIFO"),
+        (fifo, os.O_PATH, "opened with O_PATH"),
     ):
         fd = os.open(path, flags)
         assert words in refusal(fd)
         os.close(fd)
+    fd = os.open(fifo, os.O_RDWR)
+    fifo.unlink()
+    assert "which is not there" in refusal(fd)
+    os.close(fd)
 
 
 def test_a_file_whose_name_ends_in_deleted(tmp_path: Path) -> None:

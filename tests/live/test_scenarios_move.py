@@ -9,8 +9,8 @@ from tests.live.journey import Road, road
 from tests.live.scenarios import harness
 from tests.live.scenarios.harness import Scenario, tell_moved
 
-# These are told when to go on in ways of their own, by tests of their own.
-_OTHERS = frozenset({"blocked_syscalls", "restartable_sequence"})
+# These are arranged, or told when to go on, in ways of their own by their own tests.
+_OTHERS = frozenset({"blocked_syscalls", "fifo", "restartable_sequence"})
 SCENARIOS = sorted(
     path.stem for path in harness.HERE.glob("*.c") if path.stem not in _OTHERS
 )
