@@ -1,14 +1,15 @@
 """Up to which write rate does pre-copy catch up, and what happens beyond?"""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from typing import Final
 
-from bench import programs, trial
-from bench.downtime import MIB, figures, move_memory, shape
+from bench import trial
+from bench.downtime import MIB, figures, move_memory
 from bench.figures import Result, middle, ratio, summaries
-from bench.ground import Ground, TrialFailed, ground
-from bench.link import MBIT, in_bits
+from bench.ground import Ground, TrialFailed
+from bench.link import MBIT, Setting, in_bits, on_each
 from bench.measurement import Measurement, Tell
 from bench.presentation import (
     MISSING,
@@ -42,23 +43,11 @@ def _measure(wanted: Wanted, tell: Tell) -> list[Result]:
         wanted.sizes_bytes or _SIZES_BYTES,
         wanted.write_rates_bytes_per_s or _RATES_BYTES_PER_S,
     )
-    with ground(programs.demo()) as place:
-        return [_one(place, wanted, tell, *setting) for setting in settings]
+    return on_each(settings, tell, partial(_one, wanted, tell))
 
 
-def _one(
-    place: Ground,
-    wanted: Wanted,
-    tell: Tell,
-    link_bytes_per_s: int,
-    size_bytes: int,
-    rate_bytes_per_s: int,
-) -> Result:
-    tell(
-        f"{in_bits(link_bytes_per_s)}, {size(size_bytes)}, "
-        f"{size(rate_bytes_per_s)}/s of writes"
-    )
-    what = shape(size_bytes, rate_bytes_per_s, heartbeat_us=wanted.heartbeat_us)
+def _one(wanted: Wanted, tell: Tell, place: Ground, setting: Setting) -> Result:
+    what = setting.shape(wanted)
     options = [*wanted.move_options(), "--on-stall", _STALL]
     achieved: list[Result] = []
 
@@ -74,12 +63,9 @@ def _one(
         achieved.append({"achieved_bytes_per_s": written, **_effort(found)})
         return found
 
-    with shaped(place, link_bytes_per_s):
+    with shaped(place, setting.link_bytes_per_s):
         trials, failed = trial.repeat(wanted.runs or _RUNS, once, tell)
     return {
-        "link_bytes_per_s": link_bytes_per_s,
-        "size_bytes": size_bytes,
-        "write_rate_bytes_per_s": rate_bytes_per_s,
         "on_stall": _STALL,
         **figures(trials, failed),
         **summaries(achieved, "rounds", "sent_of_memory"),

@@ -1,7 +1,9 @@
 """How well is a slow link used?"""
 
-from collections.abc import Sequence
-from itertools import product
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import product, starmap
 from typing import Final
 
 from bench import programs, trial
@@ -21,6 +23,7 @@ from bench.presentation import (
 )
 from bench.shaped_link import shaped
 from bench.wanted import Wanted
+from migrate.demo.workload import Shape
 from migrate.report import size
 
 MBIT: Final = 125_000
@@ -30,33 +33,58 @@ _RATES_BYTES_PER_S: Final = (0, 5 * MIB)
 _RUNS: Final = 3
 
 
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A link, and what is moved over it."""
+
+    link_bytes_per_s: int
+    size_bytes: int
+    write_rate_bytes_per_s: int
+
+    def __str__(self) -> str:
+        return (
+            f"{in_bits(self.link_bytes_per_s)}, {size(self.size_bytes)}, "
+            f"{size(self.write_rate_bytes_per_s)}/s of writes"
+        )
+
+    def shape(self, wanted: Wanted) -> Shape:
+        """The workload."""
+        return shape(
+            self.size_bytes,
+            self.write_rate_bytes_per_s,
+            heartbeat_us=wanted.heartbeat_us,
+        )
+
+
+def on_each(
+    settings: Iterable[tuple[int, int, int]],
+    tell: Tell,
+    measure: Callable[[Ground, Setting], Result],
+) -> list[Result]:
+    """What ``measure`` found in each, with the setting itself."""
+    found = []
+    with ground(programs.demo()) as place:
+        for setting in starmap(Setting, settings):
+            tell(str(setting))
+            found.append({**asdict(setting), **measure(place, setting)})
+    return found
+
+
 def _measure(wanted: Wanted, tell: Tell) -> list[Result]:
     settings = product(
         wanted.link_rates_bytes_per_s or _LINKS_BYTES_PER_S,
         wanted.sizes_bytes or _SIZES_BYTES,
         wanted.write_rates_bytes_per_s or _RATES_BYTES_PER_S,
     )
-    with ground(programs.demo()) as place:
-        return [_one(place, wanted, tell, *setting) for setting in settings]
+    return on_each(settings, tell, partial(_one, wanted, tell))
 
 
-def _one(
-    place: Ground,
-    wanted: Wanted,
-    tell: Tell,
-    link_bytes_per_s: int,
-    size_bytes: int,
-    rate_bytes_per_s: int,
-) -> Result:
-    tell(
-        f"{in_bits(link_bytes_per_s)}, {size(size_bytes)}, "
-        f"{size(rate_bytes_per_s)}/s of writes"
-    )
-    what = shape(size_bytes, rate_bytes_per_s, heartbeat_us=wanted.heartbeat_us)
+def _one(wanted: Wanted, tell: Tell, place: Ground, setting: Setting) -> Result:
+    link_bytes_per_s = setting.link_bytes_per_s
     with shaped(place, link_bytes_per_s):
         trials, failed = trial.repeat(
             wanted.runs or _RUNS,
-            lambda: move_memory(place, what, wanted.move_options()),
+            lambda: move_memory(place, setting.shape(wanted), wanted.move_options()),
             tell,
         )
     first = [one.moved.report.rounds[0] for one in trials]
@@ -69,9 +97,6 @@ def _one(
     ]
     found = summaries(rates, "wire_bytes_per_s", "memory_bytes_per_s")
     return {
-        "link_bytes_per_s": link_bytes_per_s,
-        "size_bytes": size_bytes,
-        "write_rate_bytes_per_s": rate_bytes_per_s,
         "content": "incompressible",
         **figures(trials, failed),
         **found,
