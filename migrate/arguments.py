@@ -82,7 +82,7 @@ def _asked(
     pid_policy: str | None,
     on_stall: str,
     tracker: str,
-    **same_name: Any,  # noqa: ANN401  bandwidth, streams, compress, dry_run
+    **same_name: Any,  # noqa: ANN401  bandwidth, streams, compress, …
 ) -> Asked:
     options = MoveOptions(
         downtime_limit_s=downtime_limit,
@@ -215,6 +215,11 @@ _OPTIONS = (
         "pid_policy",
         type=_choice(PidPolicy, "keep", "any", "new-namespace"),
         help="The pid over there.  [default: keep; a new pid namespace if taken]",
+    ),
+    click.option(
+        "--supervised",
+        is_flag=True,
+        help="Let it go though a supervisor will see it end, and may start another.",
     ),
     click.option(
         "--dry-run", is_flag=True, help="Only say whether it could go, as check does."

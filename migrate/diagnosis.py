@@ -1,6 +1,9 @@
 """What an error in a departure means for whoever asked for it."""
 
+import errno
+import signal
 from collections.abc import Iterable
+from typing import Final
 
 from migrate.errors import (
     MigrateError,
@@ -19,6 +22,8 @@ from transport import messages as m
 from transport.channel import PeerGaveUp
 from transport.errors import ConnectionLost, RemoteProtocolError
 
+_PF_EXITING: Final = 0x00000004  # include/linux/sched.h
+
 
 def of(error: Exception, pid: Pid, *, offered: bool) -> MigrateError | None:
     """The outcome that an error before the hand-over stands for; None: a bug of ours.
@@ -27,6 +32,9 @@ def of(error: Exception, pid: Pid, *, offered: bool) -> MigrateError | None:
     """
     match error:
         case TaskVanished():
+            return _vanished(pid)
+        case OSError(errno=errno.ESRCH) if _has_ended(pid):
+            # It was killed where it stood still, in the middle of a look at it.
             return _vanished(pid)
         case PeerGaveUp(message=m.Refused()):
             return RefusedByDestination(
@@ -63,15 +71,22 @@ def of(error: Exception, pid: Pid, *, offered: bool) -> MigrateError | None:
     return None
 
 
-def _vanished(pid: Pid) -> MigrateError:
+def _has_ended(pid: Pid) -> bool:
+    """Whether it is gone, or will be: a large one takes a while to end."""
     try:
-        if procfs.stat(pid).state not in "ZX":
-            return RolledBack(
-                "The process executed another program meanwhile.",
-                way_out="Start the move again.",
-            )
+        status, stat = procfs.status(pid), procfs.stat(pid)
     except TaskVanished:
-        pass
+        return True
+    is_killed = status.signals.pending & 1 << signal.SIGKILL - 1
+    return stat.state in "ZX" or bool(is_killed or stat.flags & _PF_EXITING)
+
+
+def _vanished(pid: Pid) -> MigrateError:
+    if not _has_ended(pid):
+        return RolledBack(
+            "The process executed another program meanwhile.",
+            way_out="Start the move again.",
+        )
     return TargetEnded(f"Process {pid} ended by itself during the move.")
 
 

@@ -91,6 +91,7 @@ class MoveOptions:
     compress: Compress = COMPRESS_AUTO
     tracker: TrackerChoice = TrackerChoice.AUTO
     pid_policy: PidPolicy = PidPolicy.AUTO
+    supervised: bool = False  # it may go though somebody would start another one
     dry_run: bool = False
 
 

@@ -58,6 +58,7 @@ from migrate.outgoing_tree import OutgoingTree
 from migrate.page_sender import PageSender
 from migrate.patience import patient
 from migrate.pre_copy import PreCopy
+from migrate.preflight import supervision
 from migrate.progress import Progress
 from migrate.report import DowntimeParts, MovedProcess, Report
 from migrate.state_directory import CannotKeep, StateDirectory
@@ -104,6 +105,8 @@ async def depart(
             it came.
     """
     reasons = [reason for pid in pids for reason in preflight.reasons(Pid(pid))]
+    if not options.supervised:
+        reasons += [r for pid in pids for r in supervision.reasons(Pid(pid))]
     reasons += tracking.reasons(options.tracker)
     if not (freezer := probes.cgroup_freezer()):
         reasons.append(Reason("freezer", f"Nothing can be frozen: {freezer.why_not}"))

@@ -17,10 +17,13 @@ from typing import Final
 
 import migrate
 from migrate.failpoints import VARIABLE
+from migrate.kernel import procfs
 from migrate.testbed import Agent, Host, TestBed
 from migrate.testbed.errors import TestBedError
+from precopy.errors import TaskVanished
+from precopy.ids import Pid
 from tests.live.census import leaves, processes
-from tests.live.handover_cases import CUTS, Case, Fault, Who
+from tests.live.handover_cases import CUTS, ORDERLY, Case, Fault, Who
 from tests.live.unharmed import Condition
 
 ROOT: Final = Path(migrate.__file__).parents[1]
@@ -29,6 +32,10 @@ PATIENCE_S: Final = 40.0
 _LOOK_AGAIN_S: Final = 0.02
 _HANG_S: Final = 4.0  # longer than an answer is waited for
 _CUT_S: Final = 6.0  # longer than the source stands still for Ready
+_ACT_S: Final = 0.2  # longer than what runs takes to obey a signal
+_GONE: Final = ""  # the host of what was killed
+# How the command ends when nothing of ours fails, and where it is then.
+_ORDERLY_ENDS: Final = {0: "b", 6: "a", 8: _GONE}
 
 
 def eventually(holds: Callable[[], bool], what: str) -> None:
@@ -145,6 +152,7 @@ class Played:
         self._listener.listen()
         self._listener.settimeout(PATIENCE_S)
         self.code = 0
+        self._acted = False
         self._is_cut = False
 
     def run(self) -> str:
@@ -205,6 +213,16 @@ class Played:
                 case Fault.HANG:
                     within(_HANG_S, self._moving_has_ended)
                     self._kill()
+                case Fault.INTERRUPTED:
+                    self._moving.send_signal(signal.SIGINT)
+                case Fault.STOPPED:
+                    self._on.agents["b"].process.send_signal(signal.SIGTERM)
+                case Fault.TARGET_KILLED:
+                    kill(self._process.pid)
+                case Fault.TARGET_FORKS:
+                    self._have_it_act(signal.SIGUSR1)
+                case Fault.TARGET_EXECUTES:
+                    self._have_it_act(signal.SIGUSR2)
                 case _:
                     self._cut()
                     if self._case.who is Who.BOTH:
@@ -212,6 +230,14 @@ class Played:
         if self._case.fault in CUTS:
             # So long that both sides have noticed, unless they are long done.
             within(_CUT_S, self._moving_has_ended)
+
+    def _have_it_act(self, number: signal.Signals) -> None:
+        """Now if it runs; if not, when it runs again."""
+        try:
+            self._process.send_signal(number)
+        except ProcessLookupError:
+            return  # it lives elsewhere by now
+        self._acted = within(_ACT_S, lambda: _has_taken(self._process.pid))
 
     def _kill(self) -> None:
         both = self._case.who is Who.BOTH
@@ -250,6 +276,8 @@ class Played:
         if self._case.dies_again_at:
             host = a if self._case.recovers_at_source else b
             self._on.die_in_recovery(host, self._case.dies_again_at)
+        if self._case.fault is Fault.STOPPED:
+            assert self._on.agents["b"].process.wait(PATIENCE_S) == 0
         self._on.start_missing_agents()
 
     def _moving_has_ended(self) -> bool:
@@ -260,20 +288,47 @@ class Played:
         self.code = self._moving.wait()
 
     def _judge(self) -> str:
+        if self._case.fault in ORDERLY:
+            assert self.code in _ORDERLY_ENDS, f"the command ended with {self.code}"
+        if self._case.fault is Fault.TARGET_KILLED and self.code == 8:
+            eventually(lambda: not self._copies(), "it is gone")
+            self._assert_no_leaf()
+            return _GONE
         eventually(lambda: len(self._running()) == 1, "one copy runs, and is alone")
         (where,) = self._running()
         count = len(self._lines())
         eventually(lambda: len(self._lines()) > count + 20, "it counts on")
         assert list(self._running()) == [where]
         self._assert_linear(where)
+        self._assert_no_leaf()
+        if where == "a" and not self.locks_lost() and not self._has_changed():
+            self._before.assert_same_now()
+        expected = self._case.ends_at()
+        if self._case.fault in ORDERLY:
+            expected = _ORDERLY_ENDS[self.code]
+        assert expected in (None, where), f"it counts on {where}, not on {expected}"
+        # A signal that comes once its state was read ends with the copy here.
+        is_sure = self._acted or where == "a"
+        if self._case.fault is Fault.TARGET_FORKS and is_sure:
+            eventually(lambda: len(self._copies()) == 2, "it has its child")
+        return where
+
+    def _assert_no_leaf(self) -> None:
         eventually(
             lambda: not any(leaves(h) for h in (self._on.a, self._on.b)), "no leaf"
         )
-        if where == "a" and not self.locks_lost():
-            self._before.assert_same_now()
-        expected = self._case.ends_at()
-        assert expected in (None, where), f"it counts on {where}, not on {expected}"
-        return where
+
+    def _has_changed(self) -> bool:
+        return self._case.fault in (Fault.TARGET_FORKS, Fault.TARGET_EXECUTES)
+
+    def _copies(self) -> list[int]:
+        """Those that are not dead, and what they have forked."""
+        return [
+            pid
+            for host in (self._on.a, self._on.b)
+            for pid in processes(host)
+            if self._is_copy(pid)
+        ]
 
     def _running(self) -> dict[str, int]:
         """The copies that are not frozen and not dead, where there is no other."""
@@ -308,6 +363,8 @@ class Played:
 
     def locks_lost(self) -> tuple[str, ...]:
         """Those that somebody else can have now, though it counts on with them."""
+        if not self._copies():
+            return ()
         return tuple(
             name
             for name in ("process", "description", "whole")
@@ -319,9 +376,7 @@ class Played:
             for pid in processes(host):
                 if self._is_copy(pid):
                     kill(pid)
-        eventually(
-            lambda: not any(leaves(h) for h in (self._on.a, self._on.b)), "no leaf"
-        )
+        self._assert_no_leaf()
 
 
 def _can_lock(path: Path, *, whole: bool) -> bool:
@@ -360,6 +415,15 @@ def _is_worker(pid: int) -> bool:
         return b"arrive" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def _has_taken(pid: int) -> bool:
+    """Whether it lives and has no signal that it has not taken yet."""
+    try:
+        status = procfs.status(Pid(pid))
+    except TaskVanished:
+        return False
+    return status.state not in "ZX" and not status.signals.shared_pending
 
 
 def _is_frozen(pid: int) -> bool:

@@ -16,6 +16,11 @@ class Fault(Enum):
     CUT = "cut both ways"
     CUT_TO_DESTINATION = "cut towards the destination"
     CUT_TO_SOURCE = "cut towards the source"
+    INTERRUPTED = "SIGINT to the command"
+    STOPPED = "SIGTERM to the agent"
+    TARGET_KILLED = "the process is killed"
+    TARGET_FORKS = "the process forks"
+    TARGET_EXECUTES = "the process executes"
 
 
 class Who(Enum):
@@ -26,6 +31,14 @@ class Who(Enum):
 
 
 CUTS: Final = (Fault.CUT, Fault.CUT_TO_DESTINATION, Fault.CUT_TO_SOURCE)
+# Nothing of ours fails: whoever hears of it finishes or gives up in good order.
+ORDERLY: Final = (
+    Fault.INTERRUPTED,
+    Fault.STOPPED,
+    Fault.TARGET_KILLED,
+    Fault.TARGET_FORKS,
+    Fault.TARGET_EXECUTES,
+)
 SOURCE_POINTS: Final = (
     "source.greeted",
     "source.tracked",
@@ -95,9 +108,10 @@ class Case:
     def ends_at(self) -> str | None:
         """The host where it has to count on; None if both are right.
 
-        A cut may come too late to call off anything, or be healed in time.
+        A cut may come too late to call off anything, or be healed in time; so may a
+        word, or what the process does.
         """
-        if self.fault in CUTS:
+        if self.fault in CUTS or self.fault in ORDERLY:
             return "b" if self.point in _AT_THE_DESTINATION else None
         if self.point in _AT_THE_DESTINATION:
             return "b"

@@ -90,7 +90,7 @@ class HandoverStage:
 
     def __init__(self, bed: TestBed, folder: Path) -> None:
         self.a, self.b = bed.host("a"), bed.host("b")
-        self._folder = folder
+        self.folder = folder
         self._program = compiled(folder)
         self._counters = 0
         self.armed = folder / "armed"
@@ -102,7 +102,7 @@ class HandoverStage:
     def counter(self) -> Iterator[Counter]:
         """A counting process on a; it is dead afterwards, wherever it is then."""
         self._counters += 1
-        witness = self._folder / f"witness-{self._counters}"
+        witness = self.folder / f"witness-{self._counters}"
         argv = [str(self._program), str(witness)]
         process = self.a.popen(argv, stdout=subprocess.PIPE)
         with process:
@@ -148,7 +148,7 @@ class HandoverStage:
         self, point: str, *, of_worker: bool = False
     ) -> Iterator[tuple[str, Held]]:
         """What arms ``point``, so that whoever comes there is held."""
-        path = tempfile.mktemp(prefix="held-", dir=self._folder)
+        path = tempfile.mktemp(prefix="held-", dir=self.folder)
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(path)
             listener.listen()

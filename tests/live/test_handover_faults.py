@@ -23,6 +23,12 @@ A_FEW: Final = (
     Case("destination.ready.journalled", Fault.RAISE),
     Case("destination.accepted.write", Fault.ERRNO),
     Case("destination.accepted.journalled", Fault.KILL, Who.BOTH),
+    Case("source.leaf.made", Fault.INTERRUPTED),
+    Case("destination.ready.journalled", Fault.STOPPED),
+    Case("source.go.journalled", Fault.TARGET_KILLED),
+    Case("source.ready.heard", Fault.TARGET_KILLED),
+    Case("source.offered", Fault.TARGET_EXECUTES),
+    Case("source.leaf.made", Fault.TARGET_FORKS),
     Case(
         "source.state.sent", Fault.KILL, Who.BOTH, dies_again_at="recovery.given_back"
     ),

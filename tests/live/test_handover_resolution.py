@@ -2,15 +2,19 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.live.census import leaves
-from tests.live.handover import eventually
+from migrate.kernel import procfs
+from precopy.ids import Pid
+from tests.live.census import leaves, processes
+from tests.live.handover import eventually, kill
 from tests.live.handover_stage import Counter, HandoverStage, handover_stage
+from tests.live.stage import inside
 
 GO_IS_WRITTEN = "source.go.journalled=kill"
 ACCEPTED_IS_HEARD = "source.accepted.heard=kill"
@@ -248,6 +252,24 @@ def test_it_goes_once_at_a_time(on: HandoverStage, counter: Counter) -> None:
             held.go_on()
             assert moving.wait() == 0
     counter.assert_counts_on("b")
+
+
+def test_what_would_be_started_again_stays(on: HandoverStage) -> None:
+    """Unless that is asked for: two would run, of which we move one."""
+    shutil.copy("/bin/sh", on.folder / "runsv")
+    asleep = "sleep 600 <&- >&- 2>&- & wait"
+    with on.a.popen([on.folder / "runsv", "-c", asleep]) as parent:
+        eventually(lambda: bool(procfs.children(Pid(parent.pid))), "it has a child")
+        (child,) = procfs.children(Pid(parent.pid))
+        eventually(lambda: procfs.stat(child).name == "sleep", "it is another program")
+        move = ("--to", on.to, "-q", str(inside(child)))
+        refused = on.migrate(on.a, *move)
+        assert refused.code == 3
+        assert "runsv" in refused.said
+        assert on.migrate(on.a, *move, "--supervised").code == 0
+        assert parent.wait(40) == 0  # it has seen it end
+    (arrived,) = [p for p in processes(on.b) if procfs.stat(Pid(p)).name == "sleep"]
+    kill(arrived)
 
 
 def test_the_next_move_asks_about_the_last(on: HandoverStage, counter: Counter) -> None:
