@@ -8,7 +8,7 @@ skeleton is then made of exactly those ids, and later records cannot change them
 import grp
 import os
 import pwd
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -133,8 +133,15 @@ class Allowance:
         self._unseen_bytes = 0
         self._look_bytes = min(_LOOK_BYTES, limit_bytes)
 
-    def spend(self, count_bytes: int, pids: Sequence[Pid]) -> None:
-        """So much has come for one of ``pids``.
+    def spend(
+        self,
+        count_bytes: int,
+        pids: Sequence[Pid],
+        shared_bytes: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """So much has come for one of ``pids``, or for what they share.
+
+        That has ``shared_bytes``; what of it is mapped and was touched counts twice.
 
         Raises:
             TooMuch: together they have more than was allowed.
@@ -143,7 +150,7 @@ class Allowance:
         if self._unseen_bytes < self._look_bytes:
             return
         self._unseen_bytes = 0
-        there = sum(_resident(pid) for pid in pids)
+        there = sum(_resident(pid) for pid in pids) + shared_bytes()
         if there > self._limit_bytes:
             raise TooMuch(
                 f"It has {there} bytes of memory; {self._limit_bytes} are allowed."

@@ -28,6 +28,8 @@ from migrate.kernel.tracee import Tracee
 from migrate.kinds.kind import CannotCarry, Kin, Source
 from migrate.options import TrackerChoice
 from migrate.outgoing_memory import OutgoingMemory
+from migrate.outgoing_object import OutgoingObject, index_of
+from migrate.shared_objects import SharedObjects
 from precopy.address_space import AddressSpace
 from precopy.errors import KernelError, TaskVanished
 from precopy.ids import Pid, Tid
@@ -71,9 +73,10 @@ class Member:
         remote: Remote,
         views: tuple[FdView, ...],
         relatives: Kin | None,
+        objects: SharedObjects,
     ) -> Source:
         """What kinds are dumped from."""
-        return Source(self.pid, tracee, remote, self.pidfd, views, relatives)
+        return Source(self.pid, tracee, remote, self.pidfd, views, relatives, objects)
 
     def is_itself(self) -> bool:
         """Whether it lives, and runs the program that it ran when it was looked at."""
@@ -103,6 +106,9 @@ class DepartingTree:
         self._members: list[Member | None] = []
         self._lost: set[Index] = set()  # vanished from under us; why is not known yet
         self.brakes = Brakes()
+        self._shared = SharedObjects(channel)
+        self._undo.callback(self._shared.close)
+        self._objects: dict[Index, OutgoingObject] = {}
 
     @property
     def root(self) -> Member:
@@ -139,7 +145,8 @@ class DepartingTree:
                 if not self._members:
                     raise
                 del relatives[len(self._members)]
-        return Outline(tuple(member.process for member in self.members))
+        processes = tuple(member.process for member in self.members)
+        return Outline(processes, self._shared.untold())
 
     def follow(self) -> None:
         """Find who has come, who has gone, and who runs another program."""
@@ -189,6 +196,17 @@ class DepartingTree:
             if member.index not in self._lost
         }
 
+    def objects(self) -> dict[Index, OutgoingObject]:
+        """What they share; the destination knows of all of it."""
+        self._shared.look()
+        for number in range(len(self._objects), len(self._shared)):
+            self._objects[index_of(number)] = OutgoingObject(self._shared, number)
+        return self._objects
+
+    def tell_objects(self) -> None:
+        """Tell the destination of what they have come to share."""
+        self._shared.tell()
+
     def lost(self, index: Index) -> None:
         """This one has ended, or executed another program.
 
@@ -212,7 +230,7 @@ class DepartingTree:
                 yield None, None
                 continue
             tracee, remote = frozen.tracees[member.pid], remotes[member.pid]
-            yield member, member.source(tracee, remote, views, own)
+            yield member, member.source(tracee, remote, views, own, self._shared)
 
     def ended(self) -> tuple[Ended, ...]:
         """Those of the tree that have ended and were not waited for."""
@@ -267,7 +285,7 @@ class DepartingTree:
         for relative in relatives:
             self._require_carried(relative.pid, frozen)
             if frozen is not None:
-                mapped[relative.pid] = dump.Mapped.of(relative.pid)
+                mapped[relative.pid] = dump.Mapped.of(relative.pid, self._shared)
         with ExitStack() as injecting:
             remotes = injecting.enter_context(frozen.injecting()) if frozen else {}
             for place, relative in enumerate(relatives):
@@ -310,6 +328,7 @@ class DepartingTree:
     ) -> None:
         index = self._index(relative)
         member = self._take_in(relative, index, own_kin, standing)
+        self._shared.tell()
         joined = image.encode(Joined(index, member.process))
         self._channel.send(m.Layout(image.JOINS, joined))
 
@@ -329,7 +348,7 @@ class DepartingTree:
             brake = undo.enter_context(Brake(pid, sleepers))
             contents = undo.enter_context(TaskMemory(pid))
             # What can be seen of a running process is looked at before the stop.
-            mapped = standing.mapped if standing else dump.Mapped.of(pid)
+            mapped = standing.mapped if standing else dump.Mapped.of(pid, self._shared)
             with ExitStack() as stopped:
                 if standing:
                     tracee, remote = standing.tracee, standing.remote
@@ -338,6 +357,7 @@ class DepartingTree:
                     remote = stopped.enter_context(tracee.remote())
                 views = procfs.fds(pid)
                 source = Source(pid, tracee, remote, pidfd, views, own_kin, last=False)
+                source.objects = self._shared
                 look = dump.look(source, known)
                 # What stands still is looked at once.
                 choice = TrackerChoice.EVERYTHING if standing else self._choice
@@ -353,7 +373,9 @@ class DepartingTree:
                 brake=brake,
                 process=process,
                 tracker=tracker,
-                memory=OutgoingMemory(index, contents, tracker, space, self._channel),
+                memory=OutgoingMemory(
+                    index, contents, tracker, space, self._shared, self._channel
+                ),
                 contents=contents,
                 known=known,
                 undo=undo.pop_all(),

@@ -19,7 +19,7 @@ from migrate.arrival_journal import ArrivalJournal
 from migrate.audit import Audit
 from migrate.errors import Reason, RefusedByDestination, RolledBack
 from migrate.failpoints import reach
-from migrate.image import FrozenTree, ImageError, Joined, Outline
+from migrate.image import FrozenTree, ImageError, Joined, Outline, Shared
 from migrate.kernel import cgroups
 from migrate.kernel.cgroups import Leaf
 from migrate.kernel.pidfds import PidFd
@@ -33,7 +33,7 @@ from migrate.state_directory import CannotKeep, StateDirectory
 from precopy.errors import KernelError, PageStreamError, PrecopyError
 from precopy.ids import PAGE_BYTES, Pid
 from precopy.page_sink import PageSink
-from precopy.page_stream import BatchLimits, PageBatch
+from precopy.page_stream import OBJECTS_FROM, BatchLimits, PageBatch
 from precopy.task_memory import TaskMemory
 from transport import messages as m
 from transport.channel import Channel, PeerGaveUp
@@ -192,15 +192,22 @@ class _Arrival:
         directory = os.open(
             cgroups.directory(self._leaf.path), os.O_RDONLY | os.O_DIRECTORY
         )
+        undo.callback(self._tree.objects.close)
         undo.callback(self._tree.destroy)
         try:
+            self._tree.objects.hear(outline.objects)
             policy = offer.options.pid_policy
             self._tree.build(outline.processes, directory, policy)
         finally:
             os.close(directory)
         for skeleton in self._tree.living:
             self._places.append(self._furnish(skeleton))
-        self._limits = BatchLimits(processes_max=len(self._places))
+        self._count()
+
+    def _count(self) -> None:
+        self._limits = BatchLimits(
+            processes_max=len(self._places), objects_max=len(self._tree.objects)
+        )
 
     def _furnish(self, skeleton: Skeleton) -> "_Place":
         """Give it all that its outline tells of."""
@@ -209,6 +216,7 @@ class _Arrival:
         pidfd = closing_it.enter_context(PidFd.open(skeleton.pid))
         target = Target(skeleton.pid, skeleton.tracee, skeleton.remote, memory, pidfd)
         target.elders = [place.target if place else None for place in self._places]
+        target.objects = self._tree.objects
         target.joints = self._joints
         resume.prepare(skeleton, target, skeleton.process)
         sink = closing_it.enter_context(PageSink(memory, skeleton.space))
@@ -222,9 +230,16 @@ class _Arrival:
                 case m.Pages(body):
                     raw = self._unpacker.unpack(body)
                     batch = PageBatch.decode(raw, self._limits)
-                    self._place(batch.process).sink.write(batch)
+                    if batch.process >= OBJECTS_FROM:
+                        self._tree.objects.write(batch)
+                    else:
+                        self._place(batch.process).sink.write(batch)
                     self._tally.count(batch)
-                    self._allowance.spend(batch.data.bytes, self._pids())
+                    self._allowance.spend(
+                        batch.data.bytes,
+                        self._pids(),
+                        self._tree.objects.resident_bytes,
+                    )
                 case m.Layout(process=index, change=change):
                     self._change(index, change)
                 case m.RoundEnd(number=number):
@@ -252,9 +267,12 @@ class _Arrival:
         return tuple(place.skeleton.pid for place in self._places if place)
 
     def _change(self, index: int, change: bytes) -> None:
-        """A change of mappings, or one that has joined the tree."""
+        """A change of mappings, one that has joined the tree, or what they share."""
         if index == image.JOINS:
             self._join(change)
+            return
+        if index == image.OBJECTS:
+            self._hear_objects(change)
             return
         place = self._place(index)
         layout = image.decode(change, image.Layout)
@@ -280,7 +298,13 @@ class _Arrival:
         if joined.index == len(self._places):
             self._places.append(None)
         self._places[joined.index] = self._furnish(skeleton)
-        self._limits = BatchLimits(processes_max=len(self._places))
+        self._count()
+
+    def _hear_objects(self, change: bytes) -> None:
+        objects = self._tree.objects
+        objects.hear(image.decode(change, Shared).objects)
+        objects.make(self._tree.root.remote)
+        self._count()
 
     def _thaw_plan(self, payload: bytes) -> None:
         frozen = image.decode(payload, FrozenTree)
@@ -318,6 +342,7 @@ class _Arrival:
                 frozen = replace(frozen, descriptors=before.descriptors)
             resume.complete(place.skeleton, place.target, before, frozen)
         settle(self._joints)
+        self._tree.objects.seal()
         reach("destination.completed")
         self._leaf.freeze()
         for skeleton in self._tree.living:

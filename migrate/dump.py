@@ -26,6 +26,7 @@ from migrate.kinds import table
 from migrate.kinds.kind import CannotCarry, ProcessKind, Scope, Source
 from migrate.kinds.table import Dumped
 from migrate.mapped_files import MappingVanished, mapped_files
+from migrate.shared_objects import SharedObjects
 from precopy.address_space import Vma
 from precopy.ids import Pid, Tid
 
@@ -40,8 +41,10 @@ class Mapped:
     files: tuple[MappedFile, ...]
 
     @classmethod
-    def of(cls, pid: Pid) -> Self:
+    def of(cls, pid: Pid, objects: SharedObjects) -> Self:
         """What is mapped now; nothing needs to stand still for it.
+
+        What has no name goes to ``objects``.
 
         Raises:
             CannotCarry: it changes faster than it can be looked at.
@@ -50,7 +53,7 @@ class Mapped:
         for _ in range(_LOOKS_MAX):
             vmas = procfs.read_smaps(pid).vmas
             try:
-                return cls(vmas, mapped_files(pid, vmas))
+                return cls(vmas, mapped_files(pid, vmas, objects))
             except MappingVanished:
                 procfs.stat(pid)
         raise CannotCarry(

@@ -1,10 +1,11 @@
 """What a tree of processes is, in frozen records, and their bytes.
 
-Four records travel. The outline, before the first page: everything that can be built
+Five records travel. The outline, before the first page: everything that can be built
 while the source still runs. A layout, whenever mappings have changed. One for each
-process that joins the tree meanwhile. The frozen tree, once: what no longer changes
-because nothing runs, without what the outline already said. Memory itself goes in pages
-frames, which precopy makes.
+process that joins the tree meanwhile. One for objects that several may share, whenever
+one is new or has another size. The frozen tree, once: what no longer changes because
+nothing runs, without what the outline already said. Memory itself goes in pages frames,
+which precopy makes.
 
 Ids are those that the processes see themselves. Paths are bytes. Everything here comes
 from the peer at the destination: decoding is strict, and `judge` refuses what no source
@@ -13,6 +14,7 @@ would send.
 
 import signal
 from dataclasses import dataclass
+from enum import Enum
 from typing import Final, NewType, TypeVar
 
 import msgspec
@@ -32,6 +34,10 @@ VMAS_MAX: Final = 65_530  # /proc/sys/vm/max_map_count of most hosts
 TASKS_MAX: Final = 32_768
 # The index under which a Layout message brings a process that has joined the tree.
 JOINS: Final = 0xFFFF_FFFF
+# The one under which it brings objects (Shared).
+OBJECTS: Final = 0xFFFF_FFFE
+OBJECTS_MAX: Final = 65_536
+OBJECT_BYTES_MAX: Final = 1 << 46
 ID_MAX: Final = 0xFFFF_FFFE  # of users and groups; (uid_t) -1 is none
 PROCESSES_MAX: Final = 4096  # as many pids as OfferAccepted holds
 _MMAP_MIN: Final = 65_536  # /proc/sys/vm/mmap_min_addr of most hosts
@@ -48,6 +54,39 @@ class MappedFile:
     path: bytes
     size_bytes: int
     edges: bytes  # digest of its first and its last page
+
+
+class ObjectSort(Enum):
+    """How an object came to be, which is how it is made again."""
+
+    ANONYMOUS = "anonymous"  # mmap(2), MAP_SHARED|MAP_ANONYMOUS
+    MEMFD = "memfd"  # memfd_create(2)
+    DELETED = "deleted"  # a file that has lost its name
+
+
+@dataclass(frozen=True, slots=True)
+class SharedObject:
+    """Memory that has an inode and no name: whoever maps it shares it.
+
+    ``number`` counts from 0. ``device`` and ``inode`` are what mappings of it show.
+    """
+
+    number: int
+    device: str
+    inode: int
+    sort: ObjectSort
+    name: bytes  # a memfd's name, a deleted file's old path
+    mode: int
+    size_bytes: int
+    seals: int  # F_GET_SEALS: fcntl(2)
+    reserved: bool  # anonymous: not mapped with MAP_NORESERVE
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Objects that are new, or have another size or other seals."""
+
+    objects: tuple[SharedObject, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +150,7 @@ class Outline:
     """A tree, before the freeze: parents before their children."""
 
     processes: tuple[Process, ...]
+    objects: tuple[SharedObject, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,10 +219,10 @@ class FrozenTree:
 
 
 _encoder = msgspec.msgpack.Encoder()
-_T = TypeVar("_T", Outline, Layout, Joined, FrozenTree)
+_T = TypeVar("_T", Outline, Layout, Joined, Shared, FrozenTree)
 
 
-def encode(record: Outline | Layout | Joined | FrozenTree) -> bytes:
+def encode(record: Outline | Layout | Joined | Shared | FrozenTree) -> bytes:
     """The bytes that travel."""
     return _encoder.encode(record)
 
@@ -227,6 +267,26 @@ def judge_process(process: Process, index: int) -> None:
         raise ImageError("Parents come before their children.")
     _judge_ids(process)
     judge_vmas(process.vmas)
+
+
+def judge_objects(objects: tuple[SharedObject, ...], known: int) -> int:
+    """Refuse objects that cannot follow ``known`` others; gives how many there are.
+
+    Raises:
+        ImageError: and why.
+    """
+    for one in objects:
+        if not 0 <= one.number <= min(known, OBJECTS_MAX - 1):
+            raise ImageError(f"There is no shared object {one.number}.")
+        known = max(known, one.number + 1)
+        if not 0 <= one.size_bytes <= OBJECT_BYTES_MAX:
+            raise ImageError(f"No shared object has {one.size_bytes} bytes.")
+        if not 0 <= one.mode <= 0o7777 or not 0 <= one.seals < 1 << 31:
+            raise ImageError("A shared object has a mode or seals that there are not.")
+        has_path = one.name.startswith(b"/")
+        if b"\0" in one.name or (one.sort is ObjectSort.DELETED and not has_path):
+            raise ImageError("A shared object has no proper name.")
+    return known
 
 
 def judge_frozen(frozen: FrozenTree, processes: int) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from migrate.image import MappedFile
+from migrate.shared_objects import SharedObjects
 from precopy.address_space import Vma
 from precopy.ids import PAGE_BYTES, Pid
 
@@ -36,8 +37,12 @@ def edges_of(path: Path) -> tuple[int, bytes]:
     return size, hashlib.blake2b(first + last, digest_size=_DIGEST_BYTES).digest()
 
 
-def mapped_files(pid: Pid, vmas: Iterable[Vma]) -> tuple[MappedFile, ...]:
+def mapped_files(
+    pid: Pid, vmas: Iterable[Vma], objects: SharedObjects
+) -> tuple[MappedFile, ...]:
     """Each file that these mappings of ``pid`` show, once.
+
+    What has no name goes to ``objects``.
 
     Looked at through /proc/PID/map_files, which names the file that is mapped even
     where its path has come to lead elsewhere (proc_pid_map_files(5)).
@@ -51,6 +56,8 @@ def mapped_files(pid: Pid, vmas: Iterable[Vma]) -> tuple[MappedFile, ...]:
             continue
         path = Path(f"/proc/{pid}/map_files/{vma.start:x}-{vma.end:x}")
         try:
+            if objects.of_mapping(pid, vma) is not None:
+                continue
             size, edges = edges_of(path)
         except (FileNotFoundError, ProcessLookupError) as error:
             raise MappingVanished from error

@@ -2,18 +2,20 @@
 
 Files are opened by the skeleton itself, which is the owner by then, and compared with
 what the source says of them: pages that were only ever read are not sent, they come
-from the file here.
+from the file here. What has no name is there already (migrate.arriving_objects).
 """
 
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
+from migrate.arriving_objects import ArrivingObjects
 from migrate.image import MappedFile
-from migrate.kernel.remote import Batch, Remote, RemoteError, cstr
+from migrate.kernel.remote import Batch, Remote, RemoteError, RemoteFd, cstr
 from migrate.kernel.syscalls import explain
 from migrate.mapped_files import edges_of
+from migrate.shared_objects import may_be_object
 from precopy.address_space import Prot, Vma
 
 _MAP_SHARED: Final = 0x01
@@ -53,14 +55,23 @@ class CannotBuild(Exception):
         self.message = message
 
 
-def map_all(remote: Remote, vmas: Sequence[Vma], files: Sequence[MappedFile]) -> None:
+# What is mapped, and how it has to be open for that.
+_Opened: TypeAlias = tuple[str, int, str, int]
+
+
+def map_all(
+    remote: Remote,
+    vmas: Sequence[Vma],
+    files: Sequence[MappedFile],
+    objects: ArrivingObjects,
+) -> None:
     """Map these, where nothing is mapped; the kernel's own are left out.
 
     Raises:
         CannotBuild: a file is missing or another, or the kernel would not map it.
     """
     own = [vma for vma in vmas if not vma.is_kernel]
-    opened = _open_files(remote, own, files)
+    opened = _open_files(remote, own, files, objects)
     batch = remote.batch()
     for vma in own:
         batch.add(
@@ -69,7 +80,7 @@ def map_all(remote: Remote, vmas: Sequence[Vma], files: Sequence[MappedFile]) ->
             vma.length,
             int(vma.prot),
             _flags(vma) | _MAP_FIXED_NOREPLACE,
-            opened[vma.name, _open_mode(vma)] if vma.inode else _NO_FD,
+            opened[_opened(vma)] if vma.inode else _NO_FD,
             vma.offset if vma.inode else 0,
         )
     try:
@@ -105,34 +116,47 @@ def _give_advice(vma: Vma, batch: Batch) -> None:
             batch.add("madvise", vma.start, vma.length, advice)
     if "lo" in vma.flags:
         batch.add("mlock", vma.start, vma.length)
-    if vma.name.startswith("[anon:"):
+    if vma.name.startswith(("[anon:", "[anon_shmem:")):
         batch.add(
             "prctl",
             _PR_SET_VMA,
             _PR_SET_VMA_ANON_NAME,
             vma.start,
             vma.length,
-            cstr(vma.name.removeprefix("[anon:").removesuffix("]")),
+            cstr(vma.name.partition(":")[2].removesuffix("]")),
         )
 
 
 def _open_files(
-    remote: Remote, vmas: Sequence[Vma], files: Sequence[MappedFile]
-) -> dict[tuple[str, int], int]:
-    """Open each mapped file; its descriptor by name and mode."""
-    wanted = list(dict.fromkeys((v.name, _open_mode(v)) for v in vmas if v.inode))
+    remote: Remote,
+    vmas: Sequence[Vma],
+    files: Sequence[MappedFile],
+    objects: ArrivingObjects,
+) -> dict[_Opened, RemoteFd]:
+    """Open each mapped file, and each object that has no name."""
+    shown = [vma for vma in vmas if vma.inode]
+    opened: dict[_Opened, RemoteFd] = {}
+    nameless = {
+        _opened(vma): (number, _open_mode(vma))
+        for vma in shown
+        if (number := objects.find(vma)) is not None
+    }
+    if nameless:
+        given = objects.give(remote, list(nameless.values()))
+        opened.update(zip(nameless, given, strict=True))
+    wanted = list(dict.fromkeys(_opened(v) for v in shown if _opened(v) not in opened))
     batch = remote.batch()
-    for name, mode in wanted:
+    for _, _, name, mode in wanted:
         batch.add("openat", _AT_FDCWD, cstr(name), mode | os.O_CLOEXEC, 0)
     results = batch.run(check=False)
     known = {os.fsdecode(file.path): file for file in files}
-    opened: dict[tuple[str, int], int] = {}
-    for (name, mode), fd in zip(wanted, results, strict=True):
+    for key, fd in zip(wanted, results, strict=True):
+        name = key[2]
         if fd < 0:
             raise CannotBuild(
                 "file", f"{name} is mapped and cannot be opened here: {explain(-fd)}."
             )
-        opened[name, mode] = fd
+        opened[key] = RemoteFd(fd)
         _compare(remote, name, fd, known.get(name))
     return opened
 
@@ -149,10 +173,19 @@ def _compare(remote: Remote, name: str, fd: int, expected: MappedFile | None) ->
         )
 
 
+def _opened(vma: Vma) -> _Opened:
+    return vma.device, vma.inode, vma.name, _open_mode(vma)
+
+
 def _open_mode(vma: Vma) -> int:
-    """What mmap(2) demands of the descriptor."""
+    """What mmap(2) demands of the descriptor.
+
+    And for what has no name, what mprotect(2) may ask of it later ("mw"): what was
+    mapped to be read can be sealed, and what may be written to cannot.
+    """
     writes = vma.shared and Prot.WRITE in vma.prot
-    return os.O_RDWR if writes else os.O_RDONLY
+    may_write = vma.shared and "mw" in vma.flags and may_be_object(vma)
+    return os.O_RDWR if writes or may_write else os.O_RDONLY
 
 
 def _flags(vma: Vma) -> int:

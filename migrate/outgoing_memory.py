@@ -18,6 +18,7 @@ from migrate.kernel import procfs
 from migrate.kinds.kind import CannotCarry
 from migrate.mapped_files import MappingVanished, mapped_files
 from migrate.preflight import memory as memory_rules
+from migrate.shared_objects import SharedObjects
 from precopy.address_space import AddressSpace, AddressSpaceChange, Vma
 from precopy.backlog import Backlog
 from precopy.ids import Pid
@@ -47,7 +48,7 @@ class Taken:
 class OutgoingMemory:
     """One process's memory, from the first look to the last.
 
-    ``memory`` and ``tracker`` stay the caller's.
+    ``memory``, ``tracker`` and ``objects`` stay the caller's.
     """
 
     def __init__(
@@ -56,8 +57,10 @@ class OutgoingMemory:
         memory: TaskMemory,
         tracker: DirtyTracker,
         space: AddressSpace,
+        objects: SharedObjects,
         channel: Channel,
     ) -> None:
+        self._objects = objects
         self._index = index
         self._pid: Pid = memory.pid
         self._memory = memory
@@ -85,7 +88,7 @@ class OutgoingMemory:
         if dropped.remapped:
             renewed = _parts(new, dropped.remapped)
             nothing = AddressSpaceChange()
-            files = mapped_files(self._pid, renewed)
+            files = mapped_files(self._pid, renewed, self._objects)
             self._announce(nothing, renewed, files, _extents(new, nothing, renewed))
         self.sent -= change.emptied
         self._backlog.note(written, new, change.emptied)
@@ -100,7 +103,7 @@ class OutgoingMemory:
             change = self._space.changes_to(new)
             _require_carried(self._pid, change.added)
             try:
-                files = mapped_files(self._pid, change.added)
+                files = mapped_files(self._pid, change.added, self._objects)
             except MappingVanished:
                 continue
             extents = _extents(new, change) + _joined(self._space, new)
@@ -121,6 +124,7 @@ class OutgoingMemory:
         files: tuple[image.MappedFile, ...],
         extents: tuple[tuple[int, int], ...],
     ) -> None:
+        self._objects.tell()
         layout = Layout.of(change, renewed, files, extents)
         self._channel.send(m.Layout(self._index, image.encode(layout)))
 

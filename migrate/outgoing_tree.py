@@ -11,6 +11,7 @@ from typing import Final, Protocol
 
 from migrate.image import Index
 from migrate.outgoing_memory import OutgoingMemory, Taken
+from migrate.outgoing_object import OutgoingObject
 from migrate.page_sender import PageSender
 from migrate.patience import patient
 from precopy.errors import TaskVanished
@@ -35,6 +36,9 @@ class Remembered(Protocol):
 
     def memories(self) -> dict[Index, OutgoingMemory]:
         """Of all that live."""
+
+    def objects(self) -> dict[Index, OutgoingObject]:
+        """What they share, of which the destination is told; at each look."""
 
     def lost(self, index: Index) -> None:
         """This one has ended, or executed another program.
@@ -99,12 +103,13 @@ class OutgoingTree:
         self._sender = sender
         self._proceed = proceed
         self._tally = _Tally()
+        self._objects: dict[Index, OutgoingObject] = {}
         self.rounds: list[RoundRecord] = []
 
     @property
     def sent_bytes(self) -> int:
         """What the destination holds by now."""
-        return sum(memory.sent.bytes for memory in self._tree.memories().values())
+        return sum(memory.sent.bytes for memory in self._all().values())
 
     def take(self, *, final: bool = False) -> TakenTree:
         """What was written since the last time; the destination follows the layouts.
@@ -123,6 +128,10 @@ class OutgoingTree:
                 parts[index] = memory.take(final=final)
             except TaskVanished:
                 self._tree.lost(index)
+        # After those who map them: now all are known.
+        self._objects = self._tree.objects()
+        for index, shared in self._objects.items():
+            parts[index] = shared.take()
         return TakenTree(parts)
 
     def send_round(
@@ -187,7 +196,7 @@ class OutgoingTree:
     def _batches(
         self, taken: TakenTree, hold_back_hot: bool, *, at_once: bool
     ) -> Iterator[PageBatch]:
-        memories = self._tree.memories()
+        memories = self._all()
         for index, part in taken.parts.items():
             try:
                 yield from memories[index].batches(
@@ -198,3 +207,6 @@ class OutgoingTree:
                 )
             except TaskVanished:
                 self._tree.lost(index)
+
+    def _all(self) -> dict[Index, OutgoingMemory | OutgoingObject]:
+        return {**self._tree.memories(), **self._objects}

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Final, Self
 
+from migrate.arriving_objects import ArrivingObjects
 from migrate.image import Layout, Process, Task
 from migrate.kernel import offspring, procfs, tracee
 from migrate.kernel.birth import Birth, Ids, NotBorn, Owner, bear, taken
@@ -67,9 +68,11 @@ class Skeleton:
         pid: Pid,
         init: Pid | None = None,
         *,
+        objects: ArrivingObjects,
         keep_tids: bool,
     ) -> None:
         self.process = process
+        self._objects = objects
         self._keep_tids = keep_tids
         self.pid = pid  # as we see it
         self.namespace_init = init
@@ -87,18 +90,20 @@ class Skeleton:
         process: Process,
         leaf: int,
         policy: PidPolicy,
-        others: Sequence[Process] = (),
+        others: Sequence[Process],
+        objects: ArrivingObjects,
     ) -> Self:
         """Bear it in the cgroup that ``leaf`` is a descriptor of, and map everything.
 
-        The numbers of ``others`` must be free as well.
+        The numbers of ``others`` must be free as well. ``objects`` stay the caller's,
+        as long as it lives.
 
         Raises:
             CannotBuild: and why.
         """
         birth = _bear(process, leaf, policy, others)
         keep = policy is not PidPolicy.ANY
-        skeleton = cls(process, birth.pid, birth.init, keep_tids=keep)
+        skeleton = cls(process, birth.pid, birth.init, objects=objects, keep_tids=keep)
         try:
             skeleton._execute(birth)
             skeleton._furnish()
@@ -109,7 +114,13 @@ class Skeleton:
 
     @classmethod
     def of_child(
-        cls, process: Process, child: Offspring, *, session: int, process_group: int
+        cls,
+        process: Process,
+        child: Offspring,
+        objects: ArrivingObjects,
+        *,
+        session: int,
+        process_group: int,
     ) -> Self:
         """Make it of a child that a skeleton of the tree has borne.
 
@@ -118,7 +129,7 @@ class Skeleton:
         Raises:
             CannotBuild: and why; the child has ended.
         """
-        skeleton = cls(process, child.pid, keep_tids=True)
+        skeleton = cls(process, child.pid, objects=objects, keep_tids=True)
         skeleton.tracee, skeleton.remote = child.tracee, child.remote
         skeleton.session, skeleton.process_group = session, process_group
         try:
@@ -148,7 +159,8 @@ class Skeleton:
         """From the moment of its exec: mappings and threads."""
         process = self.process
         self._empty()
-        map_all(self.remote, process.vmas, process.files)
+        self._objects.make(self.remote)
+        map_all(self.remote, process.vmas, process.files, self._objects)
         self.space = AddressSpace(process.vmas)
         self.add_threads(process.tasks[1:])
 
@@ -230,16 +242,7 @@ class Skeleton:
                 )
             batch.run()
             have = [
-                Vma(
-                    start,
-                    start + vma.length,
-                    vma.prot,
-                    vma.shared,
-                    vma.offset,
-                    vma.device,
-                    vma.inode,
-                    vma.name,
-                )
+                replace(vma, start=start, end=start + vma.length)
                 for vma, start in zip(have, place, strict=True)
             ]
 
@@ -266,7 +269,8 @@ class Skeleton:
             batch.add("munmap", vma.start, vma.length)
         batch.run()
         self._make_way(new)
-        map_all(self.remote, (*layout.added, *layout.renewed), layout.files)
+        added = (*layout.added, *layout.renewed)
+        map_all(self.remote, added, layout.files, self._objects)
         batch = self.remote.batch()
         for vma in layout.reprotected:
             batch.add("mprotect", vma.start, vma.length, int(vma.prot))
@@ -295,7 +299,7 @@ class Skeleton:
     def _remake(self, vma: Vma, aside: int) -> None:
         """Map it in one piece, aside; copy its pages; put it in place."""
         whole = replace(vma, start=aside, end=aside + vma.length)
-        map_all(self.remote, [whole], ())
+        map_all(self.remote, [whole], (), self._objects)
         memory = self.tracee.memory
         buffer = bytearray(BATCH_PAGES_MAX * PAGE_BYTES)
         with Pagemap(self.pid) as pagemap:

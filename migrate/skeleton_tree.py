@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
+from migrate.arriving_objects import ArrivingObjects
 from migrate.image import Ended, Joined, Process
 from migrate.kernel import offspring, procfs
 from migrate.kernel.offspring import Offspring
@@ -33,10 +34,14 @@ _DUMPING: Final = frozenset({3, 4, 5, 6, 7, 8, 11, 24, 25, 31})
 
 
 class SkeletonTree:
-    """Skeletons by their index; None where a process has ended."""
+    """Skeletons by their index; None where a process has ended.
+
+    ``objects`` is what they share.
+    """
 
     def __init__(self) -> None:
         self.skeletons: list[Skeleton | None] = []
+        self.objects = ArrivingObjects()
 
     @property
     def root(self) -> Skeleton:
@@ -63,7 +68,7 @@ class SkeletonTree:
                 "--pid new-namespace.",
             )
         root, *others = processes
-        self.skeletons.append(Skeleton.build(root, leaf, policy, others))
+        self.skeletons.append(Skeleton.build(root, leaf, policy, others, self.objects))
         for process in others:
             self.skeletons.append(self._bear(process))
         for skeleton in self.living:
@@ -165,7 +170,9 @@ class SkeletonTree:
         if session == process.pid:
             child.remote.syscall("setsid")
             group = process.pid
-        return Skeleton.of_child(process, child, session=session, process_group=group)
+        return Skeleton.of_child(
+            process, child, self.objects, session=session, process_group=group
+        )
 
     def _bear_aside(
         self, process: Process, parent: Skeleton | None, session: int

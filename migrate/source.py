@@ -427,6 +427,7 @@ class Departure:
                 )
                 self._lend_locks(source, lent)
             tree = FrozenTree(tuple(records), self._tree.ended())
+        self._tree.tell_objects()
         self._channel.send(m.State(image.encode(tree)))
 
     def _lend_locks(self, source: Source, lent: dict[Pid, FileLocks]) -> None:

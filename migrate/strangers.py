@@ -46,7 +46,7 @@ _BY_LINK: Final = (
     ("anon_inode:dma-buf", "a DMA buffer", _CLOSE),
     ("/dmabuf:", "a DMA buffer", _CLOSE),
     ("anon_inode:sync_file", "a GPU fence", _CLOSE),
-    ("/memfd:", "memory without a file (memfd_create)", _CLOSE),
+    ("/memfd:", "a memfd of huge pages (memfd_create)", _CLOSE),
     ("/secretmem", "secret memory (memfd_secret)", _CLOSE),
     ("/dev/dri/", "a graphics card", _CLOSE),
     ("/dev/nvidia", "a graphics card", _CLOSE),

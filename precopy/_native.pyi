@@ -117,6 +117,18 @@ class _Lib:
         zero_count: Cells,
         /,
     ) -> int: ...
+    def pages_digest(
+        self,
+        buffer: Cells,
+        bounds: Cells,
+        count: int,
+        base: int,
+        key: Cells,
+        digests: Cells,
+        update: int,
+        changed: Cells,
+        /,
+    ) -> int: ...
 
 class _Ffi:
     @overload

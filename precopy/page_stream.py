@@ -3,12 +3,15 @@
 A batch as it travels, all numbers little-endian as the pages themselves are:
 
     offset  length
-    0       4       index of the process in its tree
+    0       4       index of the process in its tree, or of an object (below)
     4       4       d: boundaries of data runs, an even number
     8       4       z: boundaries of zero runs, an even number
     12      8 d     data: start, end, start, end, …
     …       8 z     zeros: likewise
     …       4096 n  the contents of the n pages of data, in order
+
+From OBJECTS_FROM on, the index is that of an object that several processes may share,
+and the addresses are offsets in it.
 
 Boundaries are page aligned user addresses, strictly increasing (so that each set of
 pages has one form), and data and zeros have no page in common.
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
 BATCH_PAGES_MAX: Final = 256
 ZERO_RUNS_MAX: Final = 1024
+OBJECTS_FROM: Final = 1 << 31
 HEAD: Final = struct.Struct("<III")
 # The largest batch that there is: 1 MiB of pages, each in a run of its own.
 BATCH_BYTES_MAX: Final = (
@@ -48,16 +52,26 @@ class ReadsPages(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """What a receiver takes. ``processes_max`` is how many the tree has."""
+    """What a receiver takes. ``processes_max`` is how many the tree has.
+
+    And ``objects_max`` is how many objects there are.
+    """
 
     processes_max: int
+    objects_max: int = 0
     pages_max: int = BATCH_PAGES_MAX
     zero_runs_max: int = ZERO_RUNS_MAX
+
+    def have(self, index: int) -> bool:
+        """Whether there is such a process or object."""
+        if index >= OBJECTS_FROM:
+            return index - OBJECTS_FROM < self.objects_max
+        return index < self.processes_max
 
 
 @dataclass(frozen=True, slots=True)
 class PageBatch:
-    """Some pages of one process.
+    """Some pages of one process, or of one object.
 
     ``zeros`` must read as zero at the destination, and something else may be there;
     they lie in anonymous memory. ``payload`` is the contents of ``data`` and belongs
@@ -88,7 +102,7 @@ class PageBatch:
         if len(body) < HEAD.size:
             raise PageStreamError(f"{len(body)} bytes are no batch of pages")
         process, data_count, zero_count = HEAD.unpack_from(body)
-        if process >= limits.processes_max:
+        if not limits.have(process):
             raise PageStreamError(f"pages of process {process}, which is not there")
         if data_count > 2 * limits.pages_max or zero_count > 2 * limits.zero_runs_max:
             raise PageStreamError(

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import ENOENT, ENOSPC, ESRCH
 from operator import attrgetter
+from stat import S_ISREG
 from typing import Final
 
 from migrate.kernel._native import ffi, lib
@@ -333,6 +334,19 @@ def _view(
     return FdView(
         pid, number, text(name), parse_fdinfo(info), mode, device, inode, special
     )
+
+
+def has_lost_name(view: FdView) -> bool:
+    """Whether it is a regular file to which no name leads, or never did.
+
+    The mark behind its link may be the end of a name, or a file may have others.
+    """
+    if not S_ISREG(view.mode) or not view.link.endswith(" (deleted)"):
+        return False
+    try:
+        return os.stat(f"/proc/{view.pid}/fd/{view.number}").st_nlink == 0
+    except OSError:
+        return False
 
 
 def pids() -> tuple[Pid, ...]:

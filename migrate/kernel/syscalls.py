@@ -120,6 +120,7 @@ NUMBERS: Final[Mapping[str, int]] = MappingProxyType(
         "pidfd_send_signal": 424,
         "pidfd_open": 434,
         "clone3": 435,
+        "memfd_create": 319,
         "close_range": 436,
         "pidfd_getfd": 438,
         "epoll_pwait2": 441,

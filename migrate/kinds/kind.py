@@ -94,6 +94,28 @@ class Kin:
     inherited: Mapping[int, tuple[int, int]]
 
 
+class ObjectsHere(Protocol):
+    """Memory that has an inode and no name, at the source (migrate.shared_objects)."""
+
+    def number_of(self, view: FdView) -> int:
+        """The number of what a descriptor is open on.
+
+        Raises:
+            FileNotFoundError: it is not open any more.
+        """
+
+
+class ObjectsThere(Protocol):
+    """The same at the destination (migrate.arriving_objects)."""
+
+    def give(self, remote: Remote, wanted: Sequence[tuple[int, int]]) -> list[RemoteFd]:
+        """Objects by number, opened anew with these flags; FD_CLOEXEC is set.
+
+        Raises:
+            CannotCarry: there is no such object.
+        """
+
+
 @dataclass(slots=True)
 class Source:
     """A process being dumped: all its threads are stopped.
@@ -108,6 +130,7 @@ class Source:
     pidfd: PidFd
     views: tuple[FdView, ...] = ()
     kin: Kin | None = None  # None: it is alone
+    objects: ObjectsHere | None = None
     last: bool = True  # the look that counts: nothing of the tree runs
     _timers: TimersNow | None = field(default=None, init=False)
 
@@ -165,6 +188,7 @@ class Target:
     vacated: frozenset[int] = frozenset()
     # Those of the tree that come before it, by index; None where one has ended.
     elders: Sequence[Target | None] = ()
+    objects: ObjectsThere | None = None
     # What joins processes of the tree, by a key that begins with its kind's name; one
     # for the whole tree. The last pass is followed by settle().
     joints: dict[tuple[str | int, ...], Joint] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from migrate.errors import printable
+from migrate.kernel import procfs
 from migrate.kernel.procfs import FdView
 from migrate.kernel.remote import RemoteFd
 from migrate.kinds.kind import CannotCarry, Kind, Scope, Source, Target
@@ -55,11 +56,12 @@ _POSITION_MAX: Final = 2**63 - 1
 
 
 def claims(view: FdView) -> bool:
-    """Whether it has a name on disk; a memfd or shared memory of SysV has none."""
+    """Whether it has a name on disk, or had one; nameless_file has what lost it."""
     return (
         stat.S_ISREG(view.mode)
         and view.link.startswith("/")
-        and not view.link.startswith(("/memfd:", "/SYSV", "/dev/zero"))
+        and not view.link.startswith(("/memfd:", "/SYSV", "/dev/zero", "/secretmem"))
+        and not procfs.has_lost_name(view)
     )
 
 

@@ -16,7 +16,7 @@ from migrate import strangers
 from migrate.errors import Reason, printable
 from migrate.kernel import lineage, procfs
 from migrate.kinds import table
-from migrate.preflight import confinement, memory, standing
+from migrate.preflight import confinement, memory, sharing, standing
 from migrate.preflight.subject import Subject
 from precopy.errors import KernelError, TaskVanished
 from precopy.ids import Pid
@@ -69,6 +69,7 @@ def _of_process(
             *standing.reasons(subject, family),
             *confinement.reasons(subject),
             *memory.reasons(subject),
+            *sharing.reasons(subject, family),
             *strangers.reasons(pid, subject.views, family),
             *_kinds(pid),
         ]

@@ -1,7 +1,7 @@
 """Mappings that cannot be made again over there.
 
-What can: private memory, with or without a file that still has its name, and shared
-mappings of such files.
+What can: private memory, with or without a file, and shared mappings of files that
+still have their name, or are nobody's but the tree's (see preflight.sharing).
 """
 
 import os
@@ -12,6 +12,7 @@ from typing import Final
 from migrate.errors import Reason, printable
 from migrate.kernel import procfs
 from migrate.preflight.subject import Subject, same_file
+from migrate.shared_objects import device_of, is_object, may_be_object
 from precopy.address_space import AddressSpace, Vma
 from precopy.errors import KernelError, TaskVanished
 from precopy.ids import PAGE_BYTES, USER_END, Pid
@@ -31,14 +32,7 @@ _NAMELESS: Final = (
     ("/[aio]", "aio", "the ring of an AIO context (io_setup(2))", "Close it"),
     ("/secretmem", "memfd_secret", "secret memory (memfd_secret(2))", "Unmap it"),
     ("/SYSV", "sysv_shm", "System V shared memory (shmat(2))", "Detach it"),
-    ("/memfd:", "memfd", "a memfd (memfd_create(2))", "Unmap it"),
     ("/anon_hugepage", "hugetlb", "huge pages (MAP_HUGETLB)", "Unmap them"),
-    (
-        "/dev/zero",
-        "shared_memory",
-        "shared anonymous memory (MAP_SHARED|MAP_ANONYMOUS)",
-        "Unmap it",
-    ),
 )
 _BY_FLAG: Final = (
     ("ht", "hugetlb", "huge pages (hugetlbfs)", "Unmap them"),
@@ -50,8 +44,6 @@ _BY_FLAG: Final = (
     ("pf", "device", "memory of a device", "Close the device"),
     ("mm", "device", "memory of a device", "Close the device"),
 )
-# A named piece of shared anonymous memory: PR_SET_VMA_ANON_NAME(2const).
-_NAMED_SHARED: Final = "[anon_shmem:"
 _DELETED: Final = " (deleted)"
 
 
@@ -77,7 +69,7 @@ def of_mappings(pid: Pid, vmas: Iterable[Vma]) -> Iterator[Reason]:
         if vma.is_kernel:
             continue
         obstacle = _obvious(vma)
-        if obstacle is None and vma.name.startswith("/"):
+        if obstacle is None and (vma.name.startswith("/") or may_be_object(vma)):
             key = (vma.device, vma.inode, vma.name)
             if key not in checked:
                 checked[key] = _file(pid, vma)
@@ -105,8 +97,8 @@ def _obvious(vma: Vma) -> tuple[str, str, str] | None:
     for begins, kind, what, way_out in names:
         if vma.name.startswith(begins):
             return kind, what, way_out
-    if vma.shared and (not vma.name or vma.name.startswith(_NAMED_SHARED)):
-        return "shared_memory", "shared anonymous memory", "Unmap it"
+    if vma.shared and not vma.inode and not vma.name.startswith("/"):
+        return "shared_memory", "shared memory of the kernel's", "Unmap it"
     for flag, kind, what, way_out in _BY_FLAG:
         if flag in vma.flags:
             name = f"{what} ({printable(vma.name)})" if vma.name else what
@@ -130,6 +122,11 @@ def _file(pid: Pid, vma: Vma) -> tuple[str, str, str] | None:
         return None  # unmapped since; what came instead is looked at in the freeze
     except PermissionError:
         mapped = None  # needs CAP_CHECKPOINT_RESTORE: make do with the inode
+    if mapped is not None and is_object(mapped):
+        if (vma.device, vma.inode) == (device_of(mapped), mapped.st_ino):
+            return None
+        what = f"the deleted file {name}, of which its file system tells two numbers,"
+        return "mapped_file", what, "Restart the program"
     if mapped is not None and not stat.S_ISREG(mapped.st_mode):
         if mapped.st_rdev == _DEV_ZERO and not vma.shared:
             return None  # the same everywhere, and what was written is private

@@ -127,3 +127,14 @@ int64_t memory_zero_runs(const struct task_memory *memory, const uint64_t *bound
 int64_t pages_split(uint8_t *buffer, const uint64_t *bounds, uint64_t count,
                     const uint64_t *holes, uint64_t hole_count, uint64_t *data,
                     uint64_t *data_count, uint64_t *zeros, uint64_t *zero_count);
+
+// ---- digests.c: whether a page is what it was
+
+// For each page of the runs, which lie one behind the other in buffer, and from `base`
+// on: digests[2 * n] and the word behind it are the digest of the page that is n pages
+// behind `base`. Where it is another, the page goes to `changed` (room for 2 boundaries
+// a page); with `update` it is noted as well. `key` is a page of random words. Returns
+// the number of boundaries in `changed`.
+int64_t pages_digest(const uint8_t *buffer, const uint64_t *bounds, uint64_t count,
+                     uint64_t base, const uint64_t *key, uint64_t *digests,
+                     int32_t update, uint64_t *changed);

@@ -8,7 +8,7 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 API = HERE / "api.h"
-SOURCES = ["page_set.c", "pagemap.c", "pages.c", "uffd.c"]
+SOURCES = ["digests.c", "page_set.c", "pagemap.c", "pages.c", "uffd.c"]
 
 ffibuilder = FFI()
 ffibuilder.cdef(API.read_text())

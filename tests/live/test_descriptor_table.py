@@ -263,26 +263,25 @@ def refusal(number: int) -> str:
 
 
 def test_what_nobody_claims_is_refused_by_name() -> None:
-    """A socket, a terminal, a memfd, a disk: each is called what it is."""
+    """A socket, a terminal, a pidfd: each is called what it is."""
     master, slave = pty.openpty()
-    memfd = os.memfd_create("name")
     pidfd = os.pidfd_open(os.getpid())
     with socket.socket() as sock:
         assert "is a socket, which cannot" in refusal(sock.fileno())
     assert "is a terminal (/dev/p" in refusal(slave)
     assert "is a terminal (/dev/p" in refusal(master)
-    assert "is memory without a file" in refusal(memfd)
     assert "is a pidfd" in refusal(pidfd)
-    for fd in (master, slave, memfd, pidfd):
+    for fd in (master, slave, pidfd):
         os.close(fd)
 
 
 def test_files_that_cannot_be_opened_by_their_name(tmp_path: Path) -> None:
-    """Deleted, replaced, O_PATH, unnamed: refused, with the file's name."""
+    """Known by another name, O_PATH: refused, with the file's name."""
     file = tmp_path / "file\n\x1b[31m"
     file.touch()
     with file.open() as opened:
         assert strangers.reasons(Pid(os.getpid()), views_of_us(opened.fileno())) == []
+        (tmp_path / "another name").hardlink_to(file)
         file.unlink()
         message = refusal(opened.fileno())
         assert "was deleted while it is open" in message
@@ -290,17 +289,11 @@ def test_files_that_cannot_be_opened_by_their_name(tmp_path: Path) -> None:
         file.touch()
         # Its name is another's now; the kernel says "(deleted)" of it all the same.
         assert "was deleted" in refusal(opened.fileno())
-    other = tmp_path / "other"
-    other.touch()
-    with file.open() as opened:
-        os.rename(other, file)
-        assert "was deleted" in refusal(opened.fileno())
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     for path, flags, words in (
         (file, os.O_PATH, "opened with O_PATH"),
         (tmp_path, os.O_PATH, "opened with O_PATH"),
-        (tmp_path, os.O_TMPFILE | os.O_RDWR, "was deleted"),
         (fifo, os.O_PATH, "opened with O_PATH"),
     ):
         fd = os.open(path, flags)
@@ -310,6 +303,22 @@ def test_files_that_cannot_be_opened_by_their_name(tmp_path: Path) -> None:
     fifo.unlink()
     assert "which is not there" in refusal(fd)
     os.close(fd)
+
+
+def test_files_that_have_no_name_can_go(tmp_path: Path) -> None:
+    """Deleted, replaced, a memfd, never named: their contents go along."""
+    file, other = tmp_path / "file", tmp_path / "other"
+    for path in (file, other):
+        path.touch()
+    with file.open() as replaced, other.open() as deleted:
+        os.rename(other, file)
+        file.unlink()
+        unnamed = os.open(tmp_path, os.O_TMPFILE | os.O_RDWR)
+        memfd = os.memfd_create("name")
+        numbers = replaced.fileno(), deleted.fileno(), unnamed, memfd
+        assert strangers.reasons(Pid(os.getpid()), views_of_us(*numbers)) == []
+        os.close(unnamed)
+        os.close(memfd)
 
 
 def test_a_file_whose_name_ends_in_deleted(tmp_path: Path) -> None:

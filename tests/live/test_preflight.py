@@ -314,13 +314,15 @@ def test_a_socket_with_a_name_is_refused_by_it() -> None:
 
 def test_everything_is_said_at_once() -> None:
     arrange = CALLS + (
-        "address(flags=0x21)\ncall(272, 0x04000000)\nlibc.prctl(38, 1, 0, 0, 0)\n"
+        "shm = libc.shmget(0, 4096, 0o1600)\nlibc.shmat(shm, None, 0)\n"
+        "libc.shmctl(shm, 0, None)\n"
+        "call(272, 0x04000000)\nlibc.prctl(38, 1, 0, 0, 0)\n"
         "import socket\nkept = socket.socket()"
     )
     with alone(arrange) as victim:
         before = condition(victim.pid)
         kinds = {reason.kind for reason in refusals(victim.pid)}
-        assert {"shared_memory", "namespace", "no_new_privs"} < kinds
+        assert {"sysv_shm", "namespace", "no_new_privs"} < kinds
         assert len(kinds) == 4
         assert condition(victim.pid) == before
         assert victim.answers()

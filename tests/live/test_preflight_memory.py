@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from migrate.kernel import lineage
+from precopy.ids import Pid
 from tests.live.refused import CALLS, alone, condition, refusals, sentence
 from tests.live.victim import NotArranged
 
@@ -28,13 +30,6 @@ def _replaced(name: str) -> str:
 @pytest.mark.parametrize(
     ("arrange", "kind", "what"),
     [
-        ("address(flags=0x21)", "shared_memory", "has shared anonymous memory"),
-        (
-            "fd = os.memfd_create('x')\nos.ftruncate(fd, 4096)\n"
-            "address(flags=1, fd=fd)\nos.close(fd)",
-            "memfd",
-            "has a memfd",
-        ),
         (
             "shm = libc.shmget(0, 4096, 0o1600)\nlibc.shmat(shm, None, 0)\n"
             "libc.shmctl(shm, 0, None)",
@@ -115,9 +110,37 @@ def test_a_semaphore_that_would_be_undone_is_refused() -> None:
         subprocess.run(["ipcrm", "-S", str(os.getpid())], check=True)
 
 
+@pytest.mark.parametrize(
+    ("arrange", "what"),
+    [
+        ("address(flags=0x21)", "/dev/zero (deleted)"),
+        (
+            "fd = os.memfd_create('x')\nos.ftruncate(fd, 4096)\n"
+            "address(flags=2, fd=fd)\nos.close(fd)",
+            "/memfd:x (deleted)",
+        ),
+        ("kept = os.memfd_create('x')", "/memfd:x (deleted)"),
+    ],
+)
+def test_what_is_shared_with_a_stranger_is_refused(arrange: str, what: str) -> None:
+    """With a child it is not: the family goes as one, and its child alone does not."""
+    born = (
+        "\nimport signal\nif not os.fork():\n    libc.prctl(1, 9)\n    signal.pause()"
+    )
+    with alone(CALLS + arrange + born) as victim:
+        assert refusals(victim.pid) == []
+        (child,) = lineage.family(Pid(victim.pid))[1:]
+        message = sentence(child.pid, "shared_memory")
+        assert f"pid {child.pid} shares {what} with pid {victim.pid}" in message
+
+
 def test_a_mapped_file_must_still_have_its_name(tmp_path: Path) -> None:
+    """One that has none left goes along; one that has another is not found by it."""
     name = str(tmp_path / "data (deleted)")
     with alone(_replaced(name)) as victim:
+        assert refusals(victim.pid) == []
+    named = _replaced(name).replace("os.unlink", "os.link(path, path + '2')\nos.unlink")
+    with alone(named) as victim:
         message = sentence(victim.pid, "mapped_file")
         assert f"has the file {name} (deleted), which is no longer there" in message
     with alone(_replaced(name).replace("os.unlink(path)\n", "")) as victim:

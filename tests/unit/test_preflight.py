@@ -47,10 +47,7 @@ def test_private_memory_can_go(lines: str) -> None:
     ("lines", "kind"),
     [
         (vma("", "rw-s"), "shared_memory"),
-        (vma("[anon_shmem:cache]", "rw-s"), "shared_memory"),
-        (vma("/dev/zero (deleted)", "rw-s"), "shared_memory"),
-        (vma("/memfd:a b\\012 (deleted)", "rw-s"), "memfd"),
-        (vma("/memfd: (deleted)", "r--p"), "memfd"),
+        (vma("/memfd:a b\\012 (deleted)", "rw-p", "rd wr ht"), "hugetlb"),
         (vma("/SYSV0000beef (deleted)", "rw-s"), "sysv_shm"),
         (vma("/anon_hugepage (deleted)", flags="rd wr ht"), "hugetlb"),
         (vma("", flags="rd wr ht"), "hugetlb"),
