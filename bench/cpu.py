@@ -28,12 +28,9 @@ _GIB: Final = 1 << 30
 _FIGURES: Final = (
     "source_cpu_s_per_gib",
     "destination_cpu_s_per_gib",
-    "raw_tcp_cpu_s_per_gib",
+    "raw_tls_cpu_s_per_gib",
     "raw_copy_cpu_s_per_gib",
     "ratio",
-)
-NO_TLS: Final = (
-    "there is no raw loop over TLS, so the ratio is to raw TCP and two copies"
 )
 
 
@@ -50,10 +47,10 @@ def _one(place: Ground, wanted: Wanted, tell: Tell, size_bytes: int) -> Result:
     found: list[Result] = []
 
     def once() -> Trial:
-        tcp = raw_loops.tcp(place, size_bytes)
+        tls = raw_loops.tls(place, size_bytes)
         copy = raw_loops.copy(place, size_bytes)
         moved = move_memory(place, shape(size_bytes), wanted.move_options())
-        found.append(_sample(moved, size_bytes, tcp, copy))
+        found.append(_sample(moved, size_bytes, tls, copy))
         return moved
 
     _, failed = trial.repeat(wanted.runs or _RUNS, once, tell)
@@ -63,22 +60,21 @@ def _one(place: Ground, wanted: Wanted, tell: Tell, size_bytes: int) -> Result:
         "failures": failed,
         **summaries(found, *_FIGURES[:-1]),
         "ratio": middle(found, "ratio"),
-        "raw_tls_missing": NO_TLS,
         "samples": found,
     }
 
 
 def _sample(
-    found: Trial, size_bytes: int, tcp: raw_loops.Loop, copy: raw_loops.Loop
+    found: Trial, size_bytes: int, tls: raw_loops.Loop, copy: raw_loops.Loop
 ) -> Result:
     gib = size_bytes / _GIB
     source = found.moved.source_cpu_s / gib
     destination = found.moved.destination_cpu_s / gib
-    raw = tcp.cpu_s_per_gib + 2 * copy.cpu_s_per_gib
+    raw = tls.cpu_s_per_gib + 2 * copy.cpu_s_per_gib
     return {
         "source_cpu_s_per_gib": source,
         "destination_cpu_s_per_gib": destination,
-        "raw_tcp_cpu_s_per_gib": tcp.cpu_s_per_gib,
+        "raw_tls_cpu_s_per_gib": tls.cpu_s_per_gib,
         "raw_copy_cpu_s_per_gib": copy.cpu_s_per_gib,
         "ratio": ratio(source + destination, raw),
     }
@@ -87,15 +83,15 @@ def _sample(
 def _table(results: Sequence[Result]) -> Table:
     return Table(
         (
-            *("memory", "source", "destination", "raw TCP, both ends", "a copy"),
-            *("of raw TCP and two copies", "runs"),
+            *("memory", "source", "destination", "raw TLS, both ends", "a copy"),
+            *("of raw TLS and two copies", "runs"),
         ),
         tuple(
             (
                 size(result["size_bytes"]),
                 spread(result["source_cpu_s_per_gib"]),
                 spread(result["destination_cpu_s_per_gib"]),
-                _median(result, "raw_tcp_cpu_s_per_gib"),
+                _median(result, "raw_tls_cpu_s_per_gib"),
                 _median(result, "raw_copy_cpu_s_per_gib"),
                 share(result["ratio"]),
                 failures(result),
@@ -115,7 +111,7 @@ def _plots(results: Sequence[Result]) -> list[Plot]:
         for name, said in (
             ("source_cpu_s_per_gib", "source"),
             ("destination_cpu_s_per_gib", "destination"),
-            ("raw_tcp_cpu_s_per_gib", "raw TCP, both ends"),
+            ("raw_tls_cpu_s_per_gib", "raw TLS, both ends"),
         )
     )
     return [
@@ -136,7 +132,7 @@ CPU: Final = Measurement(
     remarks=(
         "All CPU time of the command, and of the agent with its workers, from the "
         "start of Python to the end, divided by the memory of the process: a small one "
-        f"pays for the start. Note: {NO_TLS}."
+        "pays for the start."
     ),
     measure=_measure,
     table=_table,
