@@ -19,8 +19,8 @@ before it sleeps. What remains is known from the call's own `rem` argument, or f
 /proc/timer_list read before and after the stop (`Sleepers`), or else is taken to be
 all of it: a sleep may last longer than asked for, never shorter.
 
-Not exact: a timeout that travels in memory (epoll_pwait2, semtimedop,
-rt_sigtimedwait) or belongs to a socket (SO_RCVTIMEO, SO_SNDTIMEO) starts anew after
+Not exact: a timeout that travels in memory (semtimedop, rt_sigtimedwait,
+io_getevents) or belongs to a socket (SO_RCVTIMEO, SO_SNDTIMEO) starts anew after
 a stop. All others end when they would have, for as long as the thread was stopped.
 """
 
@@ -54,6 +54,7 @@ RESTART_SYSCALL: Final = 219
 CLOCK_NANOSLEEP: Final = 230
 _EPOLL_WAIT: Final = 232
 _EPOLL_PWAIT: Final = 281
+EPOLL_PWAIT2: Final = 441
 _RESTARTED_BY_BLOCK: Final = frozenset({POLL, NANOSLEEP, FUTEX, CLOCK_NANOSLEEP})
 
 # They answer EINTR to every interruption, SIGSTOP and SIGCONT included; nothing
@@ -80,13 +81,13 @@ ANSWER_EINTR: Final = frozenset(
         333,  # io_pgetevents
         _EPOLL_WAIT,
         _EPOLL_PWAIT,
-        441,  # epoll_pwait2
+        EPOLL_PWAIT2,
     }
 )
 
 _FUTEX_COMMAND: Final = 0x7F  # ~(FUTEX_PRIVATE_FLAG | FUTEX_CLOCK_REALTIME)
 _FUTEX_WAIT: Final = 0  # its timeout is relative; those of all other commands are not
-EPOLL_TIMED: Final = frozenset({_EPOLL_WAIT, _EPOLL_PWAIT})
+EPOLL_TIMED: Final = frozenset({_EPOLL_WAIT, _EPOLL_PWAIT, EPOLL_PWAIT2})
 _FUTEX_REALTIME: Final = 0x100
 _CLOCK_MONOTONIC: Final = 1
 _CLOCK_BOOTTIME: Final = 7
@@ -190,8 +191,11 @@ def original_number(
 def shortened(registers: Registers, remaining_ns: int) -> Registers:
     """Registers with what is left of the timeout, where that is in a register.
 
-    So it is in epoll_wait, which keeps no restart block and is issued again.
+    So it is in epoll_wait, which keeps no restart block and is issued again. And
+    epoll_pwait2, whose timeout is in memory, is else the same call as epoll_pwait.
     """
+    if registers.orig_rax == EPOLL_PWAIT2 and registers.r10:
+        return registers.but(orig_rax=_EPOLL_PWAIT, r10=_milliseconds(remaining_ns))
     if epoll_timeout_ms(registers) is None:
         return registers
     return registers.but(r10=_milliseconds(remaining_ns))
@@ -279,6 +283,8 @@ def low(word: int) -> int:
 
 def epoll_timeout_ms(registers: Registers) -> int | None:
     """The timeout that a call of epoll_wait was made with; None: there is none."""
-    if registers.orig_rax not in EPOLL_TIMED or registers.r10 & 0x8000_0000:
+    if registers.orig_rax not in (_EPOLL_WAIT, _EPOLL_PWAIT):
+        return None
+    if registers.r10 & 0x8000_0000:
         return None
     return low(registers.r10)

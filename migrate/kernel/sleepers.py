@@ -14,6 +14,7 @@ from migrate.kernel import timer_list
 from migrate.kernel.blocked_syscalls import (
     CLOCK_NANOSLEEP,
     EINTR,
+    EPOLL_PWAIT2,
     EPOLL_TIMED,
     ERESTART_RESTARTBLOCK,
     FUTEX,
@@ -238,13 +239,14 @@ def _requested_ns(tracee: Tracee, registers: Registers, number: int) -> int | No
     """The timeout that the program asked for; None: there is none, or a bad one."""
     if number == POLL:
         return None if registers.rdx & 0x8000_0000 else low(registers.rdx) * _MS_NS
-    if number in EPOLL_TIMED:
+    if number in EPOLL_TIMED and number != EPOLL_PWAIT2:
         timeout_ms = epoll_timeout_ms(registers)
         return None if timeout_ms is None else timeout_ms * _MS_NS
     pointer = {
         NANOSLEEP: registers.rdi,
         CLOCK_NANOSLEEP: registers.rdx,
         FUTEX: registers.r10,
+        EPOLL_PWAIT2: registers.r10,
     }.get(number, 0)
     return _read_timespec(tracee, pointer)
 

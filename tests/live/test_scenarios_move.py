@@ -10,7 +10,9 @@ from tests.live.scenarios import harness
 from tests.live.scenarios.harness import Scenario, tell_moved
 
 # These are arranged, or told when to go on, in ways of their own by their own tests.
-_OTHERS = frozenset({"blocked_syscalls", "fifo", "restartable_sequence"})
+_OTHERS = frozenset(
+    {"blocked_family", "blocked_syscalls", "fifo", "restartable_sequence"}
+)
 SCENARIOS = sorted(
     path.stem for path in harness.HERE.glob("*.c") if path.stem not in _OTHERS
 )

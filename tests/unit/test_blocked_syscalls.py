@@ -60,6 +60,15 @@ def test_a_timeout_is_shortened_where_it_is_known_and_there_is_one() -> None:
     assert shortened(receives, 5) == receives
 
 
+def test_an_epoll_pwait2_goes_on_as_epoll_pwait() -> None:
+    """That takes its timeout in a register; an endless one stays what it is."""
+    waits = registers(rax=-4, orig_rax=441, rdi=3, r10=0x7000, r8=0x8000)
+    on = registers(rax=-4, orig_rax=281, rdi=3, r10=2, r8=0x8000)
+    assert shortened(waits, 1_000_001) == on
+    for_ever = registers(rax=-4, orig_rax=441, rdi=3, r8=0x8000)
+    assert shortened(for_ever, 5) == for_ever
+
+
 def test_the_number_of_a_restarted_call_is_remembered() -> None:
     stopped = registers(orig_rax=RESTART_SYSCALL, rdi=5, rsp=0x7000, rip=0x1007)
     earlier = Blocked(NANOSLEEP, (5, 0, 0, 0, 0, 0), 0x7000, 0x1007)
