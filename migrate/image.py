@@ -20,10 +20,11 @@ from typing import Final, NewType, TypeVar
 import msgspec
 
 from migrate.descriptors import Descriptors
+from migrate.kernel import user_state
 from migrate.kernel.blocked_syscalls import TimedCall
 from migrate.kernel.tracee import TaskState
 from migrate.kinds.table import Dumped
-from precopy.address_space import AddressSpace, AddressSpaceChange, Vma
+from precopy.address_space import AddressSpace, AddressSpaceChange, Prot, Vma
 from precopy.ids import PAGE_BYTES, USER_END
 from precopy.page_set import PageSet
 
@@ -41,6 +42,13 @@ OBJECT_BYTES_MAX: Final = 1 << 46
 ID_MAX: Final = 0xFFFF_FFFE  # of users and groups; (uid_t) -1 is none
 PROCESSES_MAX: Final = 4096  # as many pids as OfferAccepted holds
 _MMAP_MIN: Final = 65_536  # /proc/sys/vm/mmap_min_addr of most hosts
+_VSYSCALL: Final = (0xFFFF_FFFF_FF60_0000, 0xFFFF_FFFF_FF60_1000)  # asm/vsyscall.h
+# VmFlags (proc_pid_smaps(5)) of what is not made by mapping a file or nothing: huge
+# pages of hugetlbfs, and memory of devices. No source has got so far with one.
+_NOT_PAGES: Final = frozenset({"ht", "io", "pf"})
+_FLAG_LETTERS: Final = 2
+_PROTECTIONS: Final = int(Prot.READ | Prot.WRITE | Prot.EXEC)
+_NAME_MAX: Final = 4200  # PATH_MAX, and what /proc puts around it
 
 
 class ImageError(ValueError):
@@ -235,7 +243,7 @@ def decode(body: bytes, what: type[_T]) -> _T:
     """
     try:
         return msgspec.msgpack.decode(body, type=what)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         name = what.__name__
         raise ImageError(f"The peer's {name} makes no sense: {error}.") from error
 
@@ -300,6 +308,10 @@ def judge_frozen(frozen: FrozenTree, processes: int) -> None:
         raise ImageError("The frozen tree is not the one that was offered.")
     if any(process is not None and not process.tasks for process in tree):
         raise ImageError("A process without a thread is none.")
+    for process in tree:
+        for task in process.tasks if process is not None else ():
+            if wrong := user_state.fault(task.state):
+                raise ImageError(f"No thread of a user has {wrong}.")
     for ended in frozen.ended:
         if (
             not -1 <= ended.parent < processes
@@ -340,12 +352,32 @@ def judge_vmas(vmas: tuple[Vma, ...]) -> AddressSpace:
     for vma in vmas:
         if (vma.start | vma.end | vma.offset) % PAGE_BYTES or vma.offset < 0:
             raise ImageError(f"The mapping at {vma.start:#x} is not made of pages.")
-        if not _MMAP_MIN <= vma.start < vma.end <= USER_END and not vma.is_kernel:
+        if not _MMAP_MIN <= vma.start < vma.end <= USER_END and not _is_vsyscall(vma):
             raise ImageError(f"The mapping at {vma.start:#x} is outside user memory.")
+        _judge_nature(vma)
     try:
         return AddressSpace(vmas)
     except ValueError as error:
         raise ImageError(str(error)) from error
+
+
+def _is_vsyscall(vma: Vma) -> bool:
+    """The one mapping above user memory, which is not built here."""
+    return vma.is_kernel and (vma.start, vma.end) == _VSYSCALL
+
+
+def _judge_nature(vma: Vma) -> None:
+    if not vma.is_kernel and vma.flags & _NOT_PAGES:
+        raise ImageError(f"The mapping at {vma.start:#x} is not ours to make.")
+    if any(len(flag) != _FLAG_LETTERS for flag in vma.flags):
+        raise ImageError(f"The mapping at {vma.start:#x} has a flag that is none.")
+    if not 0 <= int(vma.prot) <= _PROTECTIONS:
+        raise ImageError(f"The mapping at {vma.start:#x} has a protection of its own.")
+    if len(vma.name) > _NAME_MAX or "\0" in vma.name:
+        raise ImageError(f"The mapping at {vma.start:#x} has a name that is none.")
+    # Shared memory without a file can have been given a name: prctl(2).
+    if vma.inode and not vma.name.startswith(("/", "[anon_shmem:")):
+        raise ImageError(f"The mapping at {vma.start:#x} is of a file without a name.")
 
 
 def apply_layout(space: AddressSpace, layout: Layout) -> AddressSpace:

@@ -111,7 +111,7 @@ def decode(slot: bytes) -> tuple[int, Record] | None:
         return None
     try:
         record = msgspec.msgpack.decode(body, type=Record)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     return (number, record) if record.state_number in _STATES else None
 

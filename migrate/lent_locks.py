@@ -63,7 +63,7 @@ def take_back(leaf: str, lent: bytes) -> tuple[str, ...]:
     """
     try:
         lenders = msgspec.msgpack.decode(lent, type=list[_Lender])
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return ()  # whoever wrote it died over it, and nothing was given up yet
     lost: list[CannotCarry] = []
     with ExitStack() as holding:

@@ -6,6 +6,7 @@ from the file here. What has no name is there already (migrate.arriving_objects)
 """
 
 import os
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -147,7 +148,9 @@ def _open_files(
     wanted = list(dict.fromkeys(_opened(v) for v in shown if _opened(v) not in opened))
     batch = remote.batch()
     for _, _, name, mode in wanted:
-        batch.add("openat", _AT_FDCWD, cstr(name), mode | os.O_CLOEXEC, 0)
+        # What is no file has to be found out without waiting for it (fifo(7)).
+        flags = mode | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        batch.add("openat", _AT_FDCWD, cstr(name), flags, 0)
     results = batch.run(check=False)
     known = {os.fsdecode(file.path): file for file in files}
     for key, fd in zip(wanted, results, strict=True):
@@ -164,7 +167,10 @@ def _open_files(
 def _compare(remote: Remote, name: str, fd: int, expected: MappedFile | None) -> None:
     if expected is None:
         raise CannotBuild("file", f"{name} is mapped, and the peer says no more.")
-    size, edges = edges_of(Path(f"/proc/{remote.pid}/fd/{fd}"))
+    path = Path(f"/proc/{remote.pid}/fd/{fd}")
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise CannotBuild("file", f"{name} is mapped, and here it is no regular file.")
+    size, edges = edges_of(path)
     if (size, edges) != (expected.size_bytes, expected.edges):
         raise CannotBuild(
             "file",

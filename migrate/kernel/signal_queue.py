@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 
 SIGINFO_BYTES: Final = 128
 _SIGNAL_MAX: Final = 64
+_QUEUE_MAX: Final = (
+    100_000  # what a peer may want; RLIMIT_SIGPENDING does not hold root
+)
 _SET_BYTES: Final = 8
 
 
 class NotASiginfo(ValueError):
-    """It has another length, or names no signal."""
+    """It has another length, names no signal, or is one of too many."""
 
 
 def pending(status: bytes, field: str) -> int:
@@ -67,8 +70,10 @@ def lacking(wanted: Sequence[bytes], there: Sequence[bytes]) -> list[tuple[int, 
     """Number and siginfo_t of what is not ``there`` yet, in its order.
 
     Raises:
-        NotASiginfo: one that is wanted is none.
+        NotASiginfo: one that is wanted is none, or there are too many.
     """
+    if len(wanted) > _QUEUE_MAX:
+        raise NotASiginfo
     queued = Counter(there)
     found = []
     for info in wanted:

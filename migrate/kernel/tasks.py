@@ -317,7 +317,8 @@ def _limit(word: str, line: str) -> int:
     try:
         return int(word)
     except ValueError:
-        raise MalformedText("limits", line.encode()) from None
+        raw = line.encode("utf-8", "surrogateescape")
+        raise MalformedText("limits", raw) from None
 
 
 def _unescape_name(name: bytes) -> bytes:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from migrate.kernel.asking import asked, must
 from migrate.kernel.telling import all_must, told
-from migrate.kinds.kind import Kind, Scope
+from migrate.kinds.kind import CannotCarry, Kind, Scope
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,6 +94,9 @@ def tell(
     record: SignalActions, there: SignalActions | None, remote: Remote, batch: Batch
 ) -> Check:
     """Tell together with others."""
+    numbers = [action.signal for action in record.actions]
+    if not set(numbers) <= set(_SETTABLE) or len(set(numbers)) != len(numbers):
+        raise CannotCarry(KIND.name, "The peer has an action for what is no signal.")
     wanted = {
         action.signal: _ACTION.pack(
             action.handler, action.flags, action.restorer, action.mask

@@ -138,7 +138,7 @@ def unpack(dumped: Dumped) -> Record:
         )
     try:
         return _decoder(known.record).decode(dumped.body)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CannotCarry(
             dumped.kind, f"The peer's {dumped.kind} makes no sense: {error}."
         ) from error
