@@ -17,6 +17,7 @@ from migrate.errors import Reason
 from migrate.image import Process
 from migrate.kernel import lineage, procfs
 from migrate.limits import Limits
+from migrate.patience import patient
 from migrate.peers import Known
 from migrate.policy import Decision, Member, decide
 from precopy.errors import KernelError, TaskVanished
@@ -88,6 +89,11 @@ class Admission:
         """
         for reason in self.judge([process]):
             raise TooMuch(reason.message)
+
+    @property
+    def greeting_s(self) -> float:
+        """How long the visitor may take for a word, until he has made his offer."""
+        return patient(self._limits.greeting_s)
 
     def memory_bytes_max(self) -> int:
         """How much a tree may have here."""

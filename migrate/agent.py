@@ -189,7 +189,12 @@ class Agent:
         first_s, longest_s = ASK_AGAIN_S
         pause_s = first_s
         while True:
-            pending = tuple(recovery.in_doubt(state))
+            try:
+                pending = tuple(recovery.in_doubt(state))
+            except OSError:
+                # Out of descriptors, say; they stay in doubt until we can look.
+                self._log.exception("not looked for what is in doubt")
+                pending = ()
             for record in pending:
                 try:
                     standing = await trio.to_thread.run_sync(

@@ -8,12 +8,13 @@ nothing is left to do that could fail but to thaw.
 
 import gc
 import os
+import struct
 import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import Final
 
-from migrate import arrival_leaf, image, inquiry, limits, recovery, resume
+from migrate import arrival_leaf, image, inquiry, limits, processor, recovery, resume
 from migrate.admission import Admission, Allowance, TooMuch
 from migrate.arrival_journal import ArrivalJournal
 from migrate.audit import Audit
@@ -46,6 +47,9 @@ _CLOCKS_APART_NS: Final = 1_000_000_000
 
 _UNBUILDABLE: Final = (
     *(CannotBuild, CannotCarry, ImageError, PrecopyError, OSError, TooMuch),
+    # A number of the peer's that no field of the kernel's can hold, a run of pages that
+    # is none.
+    *(struct.error, OverflowError, ValueError),
 )
 
 
@@ -101,7 +105,8 @@ class _Arrival:
 
     def run(self) -> None:
         self._channel.send(m.Welcome.ours("migrate"))
-        greeting = self._channel.expect(m.Hello, m.Query)
+        greeting_s = self._admission.greeting_s
+        greeting = self._channel.expect(m.Hello, m.Query, timeout_s=greeting_s)
         if isinstance(greeting, m.Query):
             self._answer(greeting.transaction)
             return
@@ -155,7 +160,7 @@ class _Arrival:
             raise self._refuse((Reason("journal", str(error)),)) from error
 
     def _negotiate(self) -> tuple[m.Offer, Outline]:
-        offer = self._channel.expect(m.Offer)
+        offer = self._channel.expect(m.Offer, timeout_s=self._admission.greeting_s)
         try:
             outline = image.decode(offer.outline, Outline)
             image.judge(outline)
@@ -167,7 +172,8 @@ class _Arrival:
         try:
             denied = self._admission.judge(outline.processes)
         except OSError as error:
-            raise self._refuse(_reasons(error)) from error
+            why = f"The decision cannot be written down there: {error.strerror}."
+            raise self._refuse((Reason("audit", why),)) from error
         if denied:
             raise self._refuse(denied)
         self._unpacker = Unpacker(frozenset(offer.options.codecs))
@@ -406,6 +412,14 @@ def _differences(options: m.Options) -> tuple[Reason, ...]:
         )
     if options.page_bytes != PAGE_BYTES:
         reasons.append(Reason("pages", f"Its pages have {options.page_bytes} bytes."))
+    if lacking := processor.missing(options.features, processor.instructions()):
+        reasons.append(
+            Reason(
+                "processor",
+                f"The processor here lacks {', '.join(lacking)}, which the program may "
+                "have found and use. Move it to one that has them.",
+            )
+        )
     for name, theirs, clock in (
         ("monotonic", options.monotonic_minus_realtime_ns, time.CLOCK_MONOTONIC),
         ("boottime", options.boottime_minus_realtime_ns, time.CLOCK_BOOTTIME),
@@ -440,6 +454,9 @@ def _reasons(error: Exception) -> tuple[Reason, ...]:
             return (Reason("image", str(error)),)
         case TooMuch():
             return (Reason("limits", str(error)),)
+        case struct.error() | ValueError() | OverflowError():
+            why = f"A number of the peer's is none that there is: {error}."
+            return (Reason("image", why),)
         case PageStreamError():
             return (Reason("pages", str(error)),)
         case KernelError():

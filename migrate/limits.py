@@ -7,6 +7,7 @@
     memory_max = "64G"     # of one arrival; default: what the host has to spare
     processes_max = 4096   # of one arrival
     threads_max = 32768    # of one arrival
+    greeting_s = 30        # from one word to the next, until the offer has come
 
 Sizes of frames, messages, names and counts in an image are part of the protocol and
 stand beside it (``transport.frames``, ``transport.messages``, ``image``).
@@ -37,6 +38,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     memory_max: str | None = None
     processes_max: Annotated[int, Meta(ge=1, le=4096)] = 4096
     threads_max: Annotated[int, Meta(ge=1, le=32_768)] = 32_768
+    greeting_s: Annotated[float, Meta(gt=0, le=3600)] = 30.0
 
     def __post_init__(self) -> None:
         if self.startups_begin > self.startups_full:

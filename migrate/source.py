@@ -27,6 +27,7 @@ from migrate import (
     lent_locks,
     page_sender,
     preflight,
+    processor,
     recovery,
     tracking,
 )
@@ -338,7 +339,10 @@ class Departure:
             - realtime,
             page_bytes=PAGE_BYTES,
             machine=os.uname().machine,
-            features=admission.names_of(outline.processes),
+            features=(
+                *admission.names_of(outline.processes),
+                *processor.told(processor.instructions()),
+            ),
         )
 
     def _stop_and_copy(self, leaf: Leaf, memory: OutgoingTree) -> None:
