@@ -2,12 +2,14 @@
 
 ``python -m tests.live.hostile_peer wire HOST:PORT`` says everything on the wire that no
 source would say, each on a connection of its own, and prints a JSON object: case → what
-the agent did. ``… image CASE --to HOST:PORT PID`` is ``migrate --to`` of this project,
-but for one lie in what it says about the process.
+the agent did. ``… dawdle HOST:PORT`` begins to speak, each time a
+little more, and then waits. ``… image CASE --to HOST:PORT PID`` is ``migrate --to`` of
+this project, but for one lie in what it says about the process.
 """
 
 import json
 import os
+import select
 import socket
 import struct
 import sys
@@ -134,6 +136,33 @@ def said(where: Peer, raw: bytes) -> str:
             return "closed"
 
 
+def dawdle(where: Peer) -> dict[str, str]:
+    """How the agent ended talks that do not go on, and whose link is not ended."""
+    cuts = (0, 1, 4, 5, 6, len(HELLO) - 1, len(HELLO))
+    outcomes = {f"5 silence after {cut}": until_closed(where, cut) for cut in cuts}
+    return {**outcomes, "6 a byte and a byte": until_closed(where, len(HELLO), 0.1)}
+
+
+def until_closed(where: Peer, cut: int, pause_s: float = 0.0) -> str:
+    """What the agent says to the first ``cut`` bytes of a Hello, and then its end."""
+    link, _ = doorway.leave(socket.create_connection(where, ANSWER_S), where)
+    with link:
+        link.socket.settimeout(ANSWER_S)
+        heard = answers(link)
+        next(heard)  # Welcome
+        pieces = [HELLO[:cut]] if not pause_s else [bytes([b]) for b in HELLO]
+        try:
+            for piece in filter(None, pieces):
+                link.sendmsg([memoryview(piece)])
+                if select.select([link.socket], [], [], pause_s)[0]:
+                    break
+            return " ".join([*heard, "closed"])
+        except TimeoutError:
+            return "hung"
+        except OSError:
+            return "closed"
+
+
 def answers(link: Secured) -> Iterator[str]:
     """The names of the agent's messages, until it closes."""
     decoder = FrameDecoder()
@@ -242,6 +271,9 @@ def lie(case: str, arguments: list[str]) -> int:
 def main(arguments: list[str]) -> int:
     if arguments[0] == "wire":
         print(json.dumps(wire(parse_peer(arguments[1]))))
+        return 0
+    if arguments[0] == "dawdle":
+        print(json.dumps(dawdle(parse_peer(arguments[1]))))
         return 0
     return lie(arguments[1], arguments[2:])
 

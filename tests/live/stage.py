@@ -236,9 +236,11 @@ class Stage:
                 return self.b.process(inside(pid))
         raise AssertionError("nobody receives anything")
 
-    def assert_nothing_left(self, actor: Actor | None = None) -> None:
-        """No process on either host but those of before and the actor; no cgroup."""
-        there = {actor.process.pid} if actor else set()
+    def assert_nothing_left(self, actor: Actor | None = None, *others: int) -> None:
+        """No process on either host but those of before, the actor and ``others``; no
+        cgroup.
+        """
+        there = {*others, *({actor.process.pid} if actor else ())}
         rest_a, rest_b = self._at_rest
         eventually(lambda: processes(self.b) == rest_b, "b is as it was")
         eventually(lambda: processes(self.a) == rest_a | there, "a is as it was")

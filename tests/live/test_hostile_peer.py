@@ -5,6 +5,7 @@ move works. The numbers are those of the list of bad inputs (docs/threat-model.m
 """
 
 import json
+import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from migrate import config_directory
 from migrate.demo import workload
 from migrate.testbed import keys
 from tests.live import hostile_peer
-from tests.live.stage import ROOT, Ended, Stage, stage
+from tests.live.stage import ROOT, Ended, Stage, address, stage
 
 HOSTILE = (sys.executable, "-m", "tests.live.hostile_peer")
 OF_NOBODY = """\
@@ -60,6 +61,23 @@ def test_whatever_is_said_on_the_wire(here: Stage) -> None:
     here.assert_nothing_left()
     with here.actor() as actor:
         here.assert_next_move_works(actor)
+
+
+def test_who_dawdles_is_not_waited_for(here: Stage) -> None:
+    """Neither for the rest of a frame nor for the next, however slowly it goes on."""
+    file = config(here.b.pid) / "agent.toml"
+    try:
+        config_directory.write_ours(file, "greeting_s = 0.5\n", anew=False)
+        done = here.a.run([*HOSTILE, "dawdle", here.to], cwd=ROOT)
+    finally:
+        file.unlink()
+    assert done.returncode == 0, done.stderr
+    outcomes = json.loads(done.stdout)
+    assert {outcome.split()[-1] for outcome in outcomes.values()} == {"closed"}, (
+        outcomes
+    )
+    assert events(here, "bug") == []
+    here.assert_nothing_left()
 
 
 @pytest.mark.parametrize("case", sorted(hostile_peer.IMAGE_CASES))
@@ -126,6 +144,38 @@ def test_the_source_decides_too(here: Stage) -> None:
             actor.assert_unharmed()
     finally:
         config_directory.write_ours(file, before, anew=False)
+
+
+@pytest.mark.parametrize(("name", "codes"), [("a", (3,)), ("b", (5,))])
+def test_what_cannot_be_written_down_is_not_done(
+    here: Stage, name: str, codes: tuple[int, ...]
+) -> None:
+    """The disk that the decisions are logged on is full, here or there."""
+    folder, log = "/run/migrate", "/run/migrate/decisions.jsonl"
+    arrange = f"mkdir -p {folder}; touch {log}; mount --bind /dev/full {log}"
+    host = {"a": here.a, "b": here.b}[name]
+    host.run(["sh", "-ec", arrange], check=True)
+    try:
+        with here.actor() as actor:
+            here.move(actor).assert_failed(codes[0], "No space left on device")
+            actor.assert_unharmed()
+            here.assert_nothing_left(actor)
+    finally:
+        host.run(["umount", log], check=True)
+
+
+@pytest.mark.parametrize("count", [8, 12])
+def test_an_agent_without_descriptors(here: Stage, count: int) -> None:
+    """The arrival fails, at whatever it could not open, and the next one does not."""
+    what = resource.RLIMIT_NOFILE
+    with here.actor() as actor, here.own_agent() as agent:
+        before = resource.prlimit(agent.process.pid, what)
+        resource.prlimit(agent.process.pid, what, (count, before[1]))
+        ended = here.run("--to", address(agent), "--json", "--timeout", "5", actor.pid)
+        resource.prlimit(agent.process.pid, what, before)
+        assert ended.code in (4, 5, 6), ended
+        actor.assert_unharmed()
+        assert here.run("--to", address(agent), "--json", actor.pid).code == 0
 
 
 def test_strangers_and_changed_keys(here: Stage) -> None:
