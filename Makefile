@@ -5,6 +5,18 @@ BIN := .venv/bin
 NATIVE := $(wildcard precopy/native/*.[ch] precopy/native/build.py \
                      migrate/kernel/native/*.[ch] migrate/kernel/native/build.py)
 
+# Seconds for each parser.
+FUZZ_S ?= 60
+
+SANITIZED := build/sanitized
+# Python builds with -fwrapv and -DNDEBUG, which would silence half of it.
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined \
+              -fno-wrapv -UNDEBUG -fno-omit-frame-pointer -g
+CALL_C := tests/unit/test_precopy_page_set.py tests/unit/test_precopy_page_stream.py \
+          tests/unit/test_precopy_page_sink.py tests/unit/test_precopy_task_memory.py \
+          tests/unit/test_precopy_address_space.py tests/unit/test_page_sender.py \
+          tests/unit/test_procfs.py tests/unit/test_blocked_syscalls.py tests/fuzz
+
 # With a terminal or without: nothing that runs here asks a question.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
@@ -29,9 +41,25 @@ test: check live  ## All but the tests in guests; those that need root skip with
 live: build  ## Only the tests that need root and a real kernel to play with
 	$(BIN)/pytest -rs -m live </dev/null
 
-sweep: build  ## Every fault at every point of a hand-over, into build/sweep.md (root)
+sweep: build  ## Every fault at every point of a hand-over, every lie about a process (root)
 	$(BIN)/python -m tests.live.handover_sweep --table build/sweep.md </dev/null
 	$(BIN)/python -m tests.live.handover_marathon </dev/null
+	HOSTILE=thorough $(BIN)/pytest -q tests/live/test_hostile_image.py </dev/null
+
+fuzz: build  ## Bytes that no parser has seen, FUZZ_S seconds for each of them
+	$(BIN)/pip install -q -e '.[fuzz]'
+	for name in tests/fuzz/corpus/*; do \
+	  $(BIN)/python -m tests.fuzz $$(basename $$name) -max_total_time=$(FUZZ_S) || exit 1; \
+	done
+
+sanitize: build  ## The C cores with ASan and UBSan, and the tests that call them
+	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
+	cp -R migrate precopy transport bench tests pyproject.toml $(SANITIZED)
+	cd $(SANITIZED) && for core in precopy migrate/kernel; do \
+	  CFLAGS="$(SANITIZERS)" LDFLAGS="$(SANITIZERS)" $(CURDIR)/$(BIN)/python $$core/native/build.py || exit 1; \
+	done
+	cd $(SANITIZED) && LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) PYTHONMALLOC=malloc \
+	  ASAN_OPTIONS=detect_leaks=0 $(CURDIR)/$(BIN)/pytest -q -p no:cacheprovider $(CALL_C) </dev/null
 
 vm: build  ## All tests that run on other kernels, in emulated guests; an hour or so
 	@.ci/emulator
@@ -68,5 +96,5 @@ tools:
 	$(BIN)/python migrate/kernel/native/build.py
 	@touch $@
 
-.PHONY: help build check test live sweep vm demo bench format clean tools
+.PHONY: help build check test live sweep fuzz sanitize vm demo bench format clean tools
 .DELETE_ON_ERROR:
