@@ -29,6 +29,7 @@ from tests.live.unharmed import Condition
 ROOT: Final = Path(migrate.__file__).parents[1]
 TARGETS: Final = Path(__file__).parent / "targets"
 PATIENCE_S: Final = 40.0
+LOCKS: Final = ("process", "description", "whole")  # as the counting process has them
 _LOOK_AGAIN_S: Final = 0.02
 _HANG_S: Final = 4.0  # longer than an answer is waited for
 _CUT_S: Final = 6.0  # longer than the source stands still for Ready
@@ -365,11 +366,8 @@ class Played:
         """Those that somebody else can have now, though it counts on with them."""
         if not self._copies():
             return ()
-        return tuple(
-            name
-            for name in ("process", "description", "whole")
-            if _can_lock(Path(f"{self._witness}.{name}"), whole=name == "whole")
-        )
+        held = held_locks(str(self._witness))
+        return tuple(name for name in LOCKS if name not in held)
 
     def _end_copies(self) -> None:
         for host in (self._on.a, self._on.b):
@@ -377,6 +375,15 @@ class Played:
                 if self._is_copy(pid):
                     kill(pid)
         self._assert_no_leaf()
+
+
+def held_locks(witness: str) -> tuple[str, ...]:
+    """Those of the counting process with that witness that nobody else can have."""
+    return tuple(
+        name
+        for name in LOCKS
+        if not _can_lock(Path(f"{witness}.{name}"), whole=name == "whole")
+    )
 
 
 def _can_lock(path: Path, *, whole: bool) -> bool:

@@ -91,7 +91,7 @@ class HandoverStage:
     def __init__(self, bed: TestBed, folder: Path) -> None:
         self.a, self.b = bed.host("a"), bed.host("b")
         self.folder = folder
-        self._program = compiled(folder)
+        self.program = compiled(folder)
         self._counters = 0
         self.armed = folder / "armed"
         self.armed.write_text("")
@@ -103,7 +103,7 @@ class HandoverStage:
         """A counting process on a; it is dead afterwards, wherever it is then."""
         self._counters += 1
         witness = self.folder / f"witness-{self._counters}"
-        argv = [str(self._program), str(witness)]
+        argv = [str(self.program), str(witness)]
         process = self.a.popen(argv, stdout=subprocess.PIPE)
         with process:
             assert process.stdout is not None

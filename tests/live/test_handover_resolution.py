@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from migrate.kernel import procfs
 from precopy.ids import Pid
 from tests.live.census import leaves, processes
-from tests.live.handover import eventually, kill
+from tests.live.handover import LOCKS, eventually, held_locks, kill
 from tests.live.handover_stage import Counter, HandoverStage, handover_stage
 from tests.live.stage import inside
 
@@ -270,6 +271,27 @@ def test_what_would_be_started_again_stays(on: HandoverStage) -> None:
         assert parent.wait(40) == 0  # it has seen it end
     (arrived,) = [p for p in processes(on.b) if procfs.stat(Pid(p)).name == "sleep"]
     kill(arrived)
+
+
+def test_all_of_a_family_get_their_locks_back(on: HandoverStage) -> None:
+    """Its mover has died, and each had given up what it held."""
+    witnesses = [str(on.folder / f"kin-{number}") for number in range(2)]
+    counters = " & ".join(f"{on.program} {witness}" for witness in witnesses)
+    script = f"{counters} & exec >&-; wait"
+    with on.a.popen(["/bin/sh", "-c", script], stdout=subprocess.PIPE) as root:
+        assert root.stdout is not None
+        assert root.stdout.read() == b"ready\n" * 2
+        move = ("--to", on.to, "-q", str(root.pid_inside))
+        died = on.migrate(on.a, *move, fault="source.state.sent=kill")
+        assert died.code == -signal.SIGKILL
+        assert held_locks(witnesses[0]) == held_locks(witnesses[1]) == ()
+        with on.agent_on_a():
+            eventually(
+                lambda: all(held_locks(w) == LOCKS for w in witnesses), "all are had"
+            )
+        for counter in procfs.children(Pid(root.pid)):
+            kill(counter)
+        assert root.wait(40) == 0
 
 
 def test_the_next_move_asks_about_the_last(on: HandoverStage, counter: Counter) -> None:
