@@ -4,13 +4,17 @@ The first skeleton makes each, as its owner; we hold it by a descriptor of our o
 write its pages by offset, and open it anew for whoever maps it or has it open. Shared
 anonymous memory has no call that gives a descriptor: it is mapped for a moment, and
 /proc/PID/map_files leads to it. Seals come last: they may forbid what we do.
+
+POSIX shared memory is made under its name. If it is there already, and is the very
+object that the source speaks of (two hosts on one machine may share /dev/shm), it is
+left as it is: it has the contents, and whoever runs meanwhile writes to them.
 """
 
 import errno
 import fcntl
 import os
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Final
@@ -23,6 +27,7 @@ from migrate.kernel.pidfds import PidFd
 from migrate.kernel.remote import Remote, RemoteError, RemoteFd, cstr
 from migrate.kernel.syscalls import explain
 from migrate.kinds.kind import CannotCarry
+from migrate.shared_objects import boot_id, device_of
 from precopy.address_space import Vma
 from precopy.errors import PageStreamError
 from precopy.file_pages import FilePages, whole
@@ -49,13 +54,19 @@ class ArrivingObjects:
         self._records: list[SharedObject] = []
         self._fds: list[int] = []  # as many as are made
         self._by_inode: dict[tuple[str, int], int] = {}
+        self._common: set[int] = set()  # there already: never written to
 
     def __len__(self) -> int:
         return len(self._records)
 
     def close(self) -> None:
-        """Let go of them: they are whose skeletons have them."""
-        for fd in self._fds:
+        """Undo all: of those that have a name, the name goes."""
+        for number, fd in enumerate(self._fds):
+            record = self._records[number]
+            if record.sort is ObjectSort.POSIX and number not in self._common:
+                with suppress(OSError):
+                    if os.path.samestat(os.stat(record.name), os.fstat(fd)):
+                        os.unlink(record.name)
             os.close(fd)
         self._fds.clear()
 
@@ -76,7 +87,8 @@ class ArrivingObjects:
             before = self._records[one.number]
             after = replace(before, size_bytes=one.size_bytes, seals=one.seals)
             self._records[one.number] = after
-            if after.size_bytes != before.size_bytes and one.number < len(self._fds):
+            is_ours = one.number < len(self._fds) and one.number not in self._common
+            if after.size_bytes != before.size_bytes and is_ours:
                 os.ftruncate(self._fds[one.number], one.size_bytes)
 
     def make(self, remote: Remote) -> None:
@@ -86,7 +98,10 @@ class ArrivingObjects:
             CannotCarry: one cannot be had here.
         """
         for record in self._records[len(self._fds) :]:
-            self._fds.append(_make(record, remote))
+            common = _find(record, remote)
+            if common is not None:
+                self._common.add(record.number)
+            self._fds.append(_make(record, remote) if common is None else common)
 
     def find(self, vma: Vma) -> int | None:
         """The number of what ``vma`` maps; None if it is a file that has a name."""
@@ -123,6 +138,8 @@ class ArrivingObjects:
         record = self._records[number]
         if stray := (batch.data | batch.zeros) - whole(record.size_bytes):
             raise PageStreamError(f"pages outside of object {number}: {stray!r}")
+        if number in self._common:
+            return
         pages = FilePages(self._fds[number])
         pages.write_runs(batch.data, batch.payload, record.size_bytes)
         pages.punch(batch.zeros)
@@ -169,10 +186,32 @@ def _open(record: SharedObject, remote: Remote) -> RemoteFd:
     if record.sort is ObjectSort.MEMFD:
         name = record.name + b"\0"
         return RemoteFd(remote.syscall("memfd_create", name, _MFD_CLOEXEC_SEALABLE))
+    if record.sort is ObjectSort.POSIX:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        path = record.name + b"\0"
+        return RemoteFd(remote.syscall("openat", _AT_FDCWD, path, flags, 0o600))
     # O_EXCL: no name can be given to it, no more than to one that was deleted.
     flags = _TMPFILE | os.O_RDWR | os.O_EXCL | os.O_CLOEXEC
     folder = cstr(str(PurePosixPath(os.fsdecode(record.name)).parent))
     return RemoteFd(remote.syscall("openat", _AT_FDCWD, folder, flags, 0o600))
+
+
+def _find(record: SharedObject, remote: Remote) -> int | None:
+    """The very object, where it is there already."""
+    if record.sort is not ObjectSort.POSIX or record.boot_id != boot_id():
+        return None
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        path = record.name + b"\0"
+        fd = RemoteFd(remote.syscall("openat", _AT_FDCWD, path, flags, 0))
+    except RemoteError:
+        return None
+    ours = _taken_out(remote, fd)
+    found = os.fstat(ours)
+    if (device_of(found), found.st_ino) == (record.device, record.inode):
+        return ours
+    os.close(ours)
+    return None
 
 
 def _taken_out(remote: Remote, fd: RemoteFd) -> int:
@@ -202,5 +241,8 @@ def _cannot(record: SharedObject, what: str, number: int) -> CannotCarry:
         ObjectSort.ANONYMOUS: "Shared anonymous memory",
         ObjectSort.MEMFD: f"The memfd {name}",
         ObjectSort.DELETED: f"The deleted file {name}",
+        ObjectSort.POSIX: f"The shared memory {name}",
     }[record.sort]
-    return CannotCarry(_KIND, f"{thing} cannot be {what} here: {explain(number)}.")
+    way_out = " Remove it, if nobody needs it." if number == errno.EEXIST else ""
+    why = f"{thing} cannot be {what} here: {explain(number)}.{way_out}"
+    return CannotCarry(_KIND, why)

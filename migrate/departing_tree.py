@@ -207,6 +207,10 @@ class DepartingTree:
         """Tell the destination of what they have come to share."""
         self._shared.tell()
 
+    def leave_objects(self) -> None:
+        """They are at home elsewhere: take their names away."""
+        self._shared.leave()
+
     def lost(self, index: Index) -> None:
         """This one has ended, or executed another program.
 

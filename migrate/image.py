@@ -70,11 +70,12 @@ class ObjectSort(Enum):
     ANONYMOUS = "anonymous"  # mmap(2), MAP_SHARED|MAP_ANONYMOUS
     MEMFD = "memfd"  # memfd_create(2)
     DELETED = "deleted"  # a file that has lost its name
+    POSIX = "posix"  # shm_open(3), sem_open(3): a file in /dev/shm
 
 
 @dataclass(frozen=True, slots=True)
 class SharedObject:
-    """Memory that has an inode and no name: whoever maps it shares it.
+    """Memory that has an inode, and no name on a disk: whoever maps it shares it.
 
     ``number`` counts from 0. ``device`` and ``inode`` are what mappings of it show.
     """
@@ -83,11 +84,13 @@ class SharedObject:
     device: str
     inode: int
     sort: ObjectSort
-    name: bytes  # a memfd's name, a deleted file's old path
+    name: bytes  # a memfd's name, a deleted file's old path, a path in /dev/shm
     mode: int
     size_bytes: int
     seals: int  # F_GET_SEALS: fcntl(2)
     reserved: bool  # anonymous: not mapped with MAP_NORESERVE
+    # With a name: the host's. Two that share /dev/shm may be one machine.
+    boot_id: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,8 +294,13 @@ def judge_objects(objects: tuple[SharedObject, ...], known: int) -> int:
             raise ImageError(f"No shared object has {one.size_bytes} bytes.")
         if not 0 <= one.mode <= 0o7777 or not 0 <= one.seals < 1 << 31:
             raise ImageError("A shared object has a mode or seals that there are not.")
-        has_path = one.name.startswith(b"/")
-        if b"\0" in one.name or (one.sort is ObjectSort.DELETED and not has_path):
+        proper = b"\0" not in one.name
+        if one.sort is ObjectSort.DELETED:
+            proper &= one.name.startswith(b"/")
+        elif one.sort is ObjectSort.POSIX:
+            folder, _, name = one.name.rpartition(b"/")
+            proper &= folder == b"/dev/shm" and name not in (b"", b".", b"..")
+        if not proper:
             raise ImageError("A shared object has no proper name.")
     return known
 

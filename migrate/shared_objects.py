@@ -1,17 +1,21 @@
 """Objects that several processes may share, as the source knows them.
 
-Shared anonymous memory, memfds and files that have lost their name are inodes: one
-inode is one object, however many processes have it mapped or open. Each is opened by
-us when it is first met, through /proc/PID/map_files or /proc/PID/fd; so its inode
-cannot pass to another while we look, and its pages are read by offset, once for all.
+Shared anonymous memory, memfds, POSIX shared memory and files that have lost their
+name are inodes: one inode is one object, however many processes have it mapped or open.
+Each is opened by us when it is first met, through /proc/PID/map_files or /proc/PID/fd;
+so its inode cannot pass to another while we look, and its pages are read by offset.
 
-A file with a name is none of these: it is opened by its name over there.
+Any other file with a name is none of these: it is opened by its name over there. What
+lies in /dev/shm (shm_overview(7)) is memory with a name, which goes along with it.
 """
 
 import fcntl
+import functools
 import os
 import stat
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 from migrate import image
@@ -27,24 +31,34 @@ _F_GET_SEALS: Final = 1034  # linux/fcntl.h
 _DELETED: Final = " (deleted)"
 _MEMFD: Final = "/memfd:"
 _ZERO: Final = "/dev/zero"
+_POSIX: Final = "/dev/shm/"
 _NAMED_ANONYMOUS: Final = "[anon_shmem:"  # PR_SET_VMA_ANON_NAME(2const)
 
 
 def may_be_object(vma: Vma) -> bool:
     """Whether it looks like a mapping of one; ask is_object() about the file."""
     return vma.inode != 0 and (
-        vma.name.endswith(_DELETED) or vma.name.startswith(_NAMED_ANONYMOUS)
+        vma.name.endswith(_DELETED) or vma.name.startswith((_NAMED_ANONYMOUS, _POSIX))
     )
 
 
-def is_object(status: os.stat_result) -> bool:
-    """Whether a file is one: it is regular, and no name leads to it."""
-    return stat.S_ISREG(status.st_mode) and status.st_nlink == 0
+def is_object(status: os.stat_result, name: str) -> bool:
+    """Whether a file is one: it is regular, and has no name but one in /dev/shm."""
+    if not stat.S_ISREG(status.st_mode):
+        return False
+    folder, _, _ = name.rpartition("/")
+    return status.st_nlink == 0 or (status.st_nlink == 1 and f"{folder}/" == _POSIX)
 
 
 def device_of(status: os.stat_result) -> str:
     """The device of a file, as maps prints it."""
     return f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+
+
+@functools.cache
+def boot_id() -> bytes:
+    """What tells this run of this machine from all others: random(4)."""
+    return Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
 
 
 class SharedObjects:
@@ -78,7 +92,7 @@ class SharedObjects:
         if not may_be_object(vma):
             return None
         path = f"/proc/{pid}/map_files/{vma.start:x}-{vma.end:x}"
-        return self._number(path, reserved="nr" not in vma.flags)
+        return self._number(path, vma.name, reserved="nr" not in vma.flags)
 
     def number_of(self, view: FdView) -> int:
         """The number of what a descriptor is open on, which must be one.
@@ -86,10 +100,19 @@ class SharedObjects:
         Raises:
             FileNotFoundError: it is not open any more.
         """
-        number = self._number(f"/proc/{view.pid}/fd/{view.number}", reserved=True)
+        number = self.meet(view)
         if number is None:
             raise FileNotFoundError(view.link)
         return number
+
+    def meet(self, view: FdView) -> int | None:
+        """The same; None if it is a file that has a name.
+
+        Raises:
+            FileNotFoundError: it is not open any more.
+        """
+        path = f"/proc/{view.pid}/fd/{view.number}"
+        return self._number(path, view.link, reserved=True)
 
     def pages(self, number: int) -> FilePages:
         """The contents of one."""
@@ -123,12 +146,25 @@ class SharedObjects:
         if news := self.untold():
             self._channel.send(m.Layout(image.OBJECTS, image.encode(Shared(news))))
 
-    def _number(self, path: str, *, reserved: bool) -> int | None:
+    def leave(self) -> None:
+        """They live elsewhere: their names here go, where nobody has them open.
+
+        Somebody has if both hosts are one machine with one /dev/shm.
+        """
+        for record, fd in zip(self._records, self._fds, strict=True):
+            if record.sort is ObjectSort.POSIX:
+                with suppress(OSError):
+                    # Given only if no other description of it is open: fcntl(2).
+                    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+                    if os.path.samestat(os.stat(record.name), os.fstat(fd)):
+                        os.unlink(record.name)
+
+    def _number(self, path: str, name: str, *, reserved: bool) -> int | None:
         status = os.stat(path)
         key = status.st_dev, status.st_ino
         if key in self._numbers:
             return self._numbers[key]
-        if not is_object(status):
+        if not is_object(status, name):
             return None
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         opened = os.fstat(fd)
@@ -150,6 +186,8 @@ def _record(
         sort, name = ObjectSort.MEMFD, link.removeprefix(_MEMFD)
     elif link == _ZERO:
         sort, name = ObjectSort.ANONYMOUS, ""
+    elif status.st_nlink:
+        sort = ObjectSort.POSIX
     return SharedObject(
         number=number,
         device=device_of(status),
@@ -160,6 +198,7 @@ def _record(
         size_bytes=status.st_size,
         seals=_seals(fd),
         reserved=reserved,
+        boot_id=boot_id() if sort is ObjectSort.POSIX else b"",
     )
 
 

@@ -368,6 +368,7 @@ class Departure:
             ended_s = time.monotonic()
             self.journal.arrived()
             frozen.kill()
+            self._tree.leave_objects()
             reach("source.killed")
         self._downtime_s = ended_s - frozen.began_s
         self._parts = DowntimeParts(

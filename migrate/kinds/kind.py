@@ -104,6 +104,13 @@ class ObjectsHere(Protocol):
             FileNotFoundError: it is not open any more.
         """
 
+    def meet(self, view: FdView) -> int | None:
+        """The same; None if it is a file that has a name.
+
+        Raises:
+            FileNotFoundError: it is not open any more.
+        """
+
 
 class ObjectsThere(Protocol):
     """The same at the destination (migrate.arriving_objects)."""

@@ -3,8 +3,9 @@
 read from   /proc/PID/fd/FD (the name), fdinfo (flags, position)  proc_pid_fdinfo(5)
 rebuilt by  openat(2) by the owner, then lseek(2)
 
-The file itself does not travel: it must be there under the same name. What tells a
-stranger is compared: it must be a regular file, and no shorter than it was.
+The file itself does not travel, unless it is POSIX shared memory: it must be there
+under the same name. What tells a stranger is compared: it must be a regular file, and
+no shorter than it was.
 """
 
 import fcntl
@@ -92,6 +93,8 @@ def dump(process: Source, view: FdView) -> RegularFile:
     """Read everything from outside; nothing is touched."""
     if reason := refuse(view):
         raise CannotCarry.at(KIND, view, reason)
+    if process.objects is not None:
+        process.objects.meet(view)  # what lies in /dev/shm is there before it is opened
     return RegularFile(
         path=os.fsencode(view.link),
         flags=view.info.flags & ~_OPENING_FLAGS,

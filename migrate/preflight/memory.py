@@ -122,10 +122,10 @@ def _file(pid: Pid, vma: Vma) -> tuple[str, str, str] | None:
         return None  # unmapped since; what came instead is looked at in the freeze
     except PermissionError:
         mapped = None  # needs CAP_CHECKPOINT_RESTORE: make do with the inode
-    if mapped is not None and is_object(mapped):
+    if mapped is not None and is_object(mapped, vma.name):
         if (vma.device, vma.inode) == (device_of(mapped), mapped.st_ino):
             return None
-        what = f"the deleted file {name}, of which its file system tells two numbers,"
+        what = f"the file {name}, of which its file system tells two numbers,"
         return "mapped_file", what, "Restart the program"
     if mapped is not None and not stat.S_ISREG(mapped.st_mode):
         if mapped.st_rdev == _DEV_ZERO and not vma.shared:

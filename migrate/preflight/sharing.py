@@ -44,18 +44,18 @@ def _objects(subject: Subject) -> _Objects:
     for vma in subject.space.vmas:
         if may_be_object(vma) and (vma.device, vma.inode) not in found:
             path = f"/proc/{subject.pid}/map_files/{vma.start:x}-{vma.end:x}"
-            if _is_object(path):
+            if _is_object(path, vma.name):
                 found[vma.device, vma.inode] = vma.name
     for view in subject.views:
-        if procfs.has_lost_name(view):
+        if _is_object(f"/proc/{subject.pid}/fd/{view.number}", view.link):
             device = f"{os.major(view.device):02x}:{os.minor(view.device):02x}"
             found[device, view.inode] = view.link
     return found
 
 
-def _is_object(path: str) -> bool:
+def _is_object(path: str, name: str) -> bool:
     try:
-        return is_object(os.stat(path))
+        return is_object(os.stat(path), name)
     except OSError:
         return False  # unmapped since, or not ours to look at: see memory
 

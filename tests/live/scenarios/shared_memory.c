@@ -1,5 +1,6 @@
-// Memory that a family shares: anonymous, of memfds and of deleted files; written while
-// it is moved through mappings and descriptors, with holes, seals and a hole punched.
+// Memory that a family shares: anonymous, of memfds, of deleted files and with a name in
+// /dev/shm; written while it is moved through mappings and descriptors, with holes and
+// seals.
 #define _GNU_SOURCE
 #include "scenario.h"
 
@@ -19,7 +20,8 @@ struct count {
 };
 
 static struct count *count;
-static char *anonymous, *first, *again, *sealed, *private, *by_file;
+static char *anonymous, *first, *again, *sealed, *private, *by_file, *named;
+static char name[64];
 static int by_descriptor, down[2], up[2];
 
 static char *map(int fd, int prot, int flags)
@@ -58,6 +60,9 @@ __attribute__((noreturn)) static void answer(void)
     CHECK(!strcmp(first + 11 * PAGE, "through the other"), "it reads %s", first + 11 * PAGE);
     strcpy(by_file + 5 * PAGE, "from the child");
     strcpy(private + 6 * PAGE, "the child's");
+    int fd = shm_open(name, O_RDWR, 0);
+    CHECK(fd >= 0 && pread(fd, &byte, 1, 2 * PAGE) == 1 && byte == 'N', "it reads %c", byte);
+    CHECK(pwrite(fd, "by name", 8, 8 * PAGE) == 8, "%s", strerror(errno));
     NEED(write(up[1], "x", 1) == 1);
     _exit(scenario_failures ? 9 : 8);
 }
@@ -94,6 +99,13 @@ static void arrange(void)
     strcpy(by_file + PAGE, "in the file");
     strcpy(private + 2 * PAGE, "its own");
     NEED(close(fd) == 0);
+
+    snprintf(name, sizeof name, "/shared_memory.named.%d", getpid());
+    fd = shm_open(name, O_RDWR | O_CREAT | O_EXCL, 0640);
+    NEED(fd >= 0 && ftruncate(fd, BYTES) == 0 && fchmod(fd, 0606) == 0);
+    named = map(fd, PROT_READ | PROT_WRITE, MAP_SHARED);
+    named[2 * PAGE] = 'N';
+    NEED(dup2(fd, 101) == 101 && close(fd) == 0 && lseek(101, 77, SEEK_SET) == 77);
 }
 
 static void check(void)
@@ -119,6 +131,11 @@ static void check(void)
     CHECK(mprotect(sealed, PAGE, PROT_READ | PROT_WRITE) < 0, "it can be made writable");
     CHECK(fcntl(by_descriptor, F_GET_SEALS) == F_SEAL_SEAL, "seals came to be");
 
+    NEED(fstat(101, &status) == 0);
+    CHECK(named[2 * PAGE] == 'N' && (status.st_mode & 07777) == 0606 && status.st_nlink == 1,
+          "what is named has mode %o", status.st_mode);
+    CHECK(status.st_size == BYTES && lseek(101, 0, SEEK_CUR) == 77, "it is at %ld",
+          (long)lseek(101, 0, SEEK_CUR));
     CHECK(!strcmp(by_file + PAGE, "in the file") && !strcmp(private + PAGE, "in the file"),
           "the file reads %s and %s", by_file + PAGE, private + PAGE);
     CHECK(!strcmp(private + 2 * PAGE, "its own") && !by_file[2 * PAGE], "its own page: %s, %s",
@@ -161,6 +178,8 @@ int main(int argc, char **argv)
     char byte;
     NEED(write(down[1], "x", 1) == 1 && read(up[0], &byte, 1) == 1);
     CHECK(!strcmp(by_file + 5 * PAGE, "from the child"), "it reads %s", by_file + 5 * PAGE);
+    CHECK(!strcmp(named + 8 * PAGE, "by name"), "it reads %s", named + 8 * PAGE);
+    CHECK(shm_unlink(name) == 0, "its name: %s", strerror(errno));
     CHECK(!private[6 * PAGE] && !strcmp(private + 5 * PAGE, "from the child"), "private: %s",
           private + 6 * PAGE);
     CHECK(waitpid(child, &status, 0) == child && WEXITSTATUS(status) == 8, "it ended as %#x",
