@@ -27,7 +27,6 @@ _CLOSE: Final = "Close it, or move the process when it does not use it."
 # Where the link begins so, it is that.
 _BY_LINK: Final = (
     ("socket:[", "a socket", _CLOSE),
-    ("anon_inode:inotify", "an inotify instance", _CLOSE),
     ("anon_inode:[fanotify]", "a fanotify group", _CLOSE),
     ("anon_inode:[io_uring]", "an io_uring", _CLOSE),
     (

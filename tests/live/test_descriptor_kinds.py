@@ -31,6 +31,7 @@ SCENARIOS = (
     "signalfd",
     "epoll",
     "unix_socket",
+    "inotify",
 )
 
 
@@ -148,3 +149,12 @@ def test_locks_come_back(tmp_path: Path) -> None:
             assert file_lock.reacquire(source.remote, locks) == []
         tell_moved(full.process.pid, ready)
         assert full.verdict() == []
+
+
+def test_what_was_told_and_not_read_stays(tmp_path: Path) -> None:
+    """Events of inotify cannot be put back, so they are not taken out."""
+    with Scenario("inotify", tmp_path) as full:
+        full.ready()
+        (tmp_path / "watched" / "new").touch()
+        with pytest.raises(CannotCarry, match="was not read yet"):
+            dump(full.process.pid)
