@@ -50,7 +50,7 @@ def test_there_and_back_again(
             assert a.wait_exit(arrived.pid_inside, 30) == 0
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, "shared_memory"])
 def test_in_a_pid_namespace_of_its_own(name: str, between: Road, folder: Path) -> None:
     """Its numbers are what they were, seen by the family itself."""
     place = folder / f"own-{name}"
@@ -65,7 +65,7 @@ def test_in_a_pid_namespace_of_its_own(name: str, between: Road, folder: Path) -
             assert scenario.verdict() == []
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, "shared_memory"])
 @pytest.mark.parametrize("phase", ["round_started", "freezing"])
 def test_called_off_it_is_unharmed(
     name: str, phase: str, between: Road, folder: Path
