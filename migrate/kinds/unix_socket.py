@@ -70,6 +70,7 @@ _UCRED: Final = struct.Struct("<iII")
 _TWO_INTS: Final = struct.Struct("<ii")
 _INT: Final = struct.Struct("<i")
 _PACKET_BYTES_MAX: Final = 1 << 20
+_ONE_PIECE_BYTES: Final = 4096  # so much is in one page at least
 _SHUT_BOTH: Final = 3
 
 
@@ -296,7 +297,7 @@ def _read(view: FdView, seen: Seen, ours: socket.socket) -> tuple[bytes, ...]:
             "is a unix socket with a filter, which is not carried. Close it.",
         )
     stream = seen.kind == socket.SOCK_STREAM
-    mate = unix_diag.look(seen.peer) if seen.peer else None
+    mate = unix_diag.look(seen.peer) if seen.peer and not stream else None
     if not seen.queue_bytes and (stream or not (mate and mate.written_bytes)):
         return ()
     if ours.getsockopt(socket.SOL_SOCKET, _PASSCRED):
@@ -304,14 +305,20 @@ def _read(view: FdView, seen: Seen, ours: socket.socket) -> tuple[bytes, ...]:
     with _peeking_from(ours, -1 if stream else 0):
         queue = _read_stream(ours, seen) if stream else _read_packets(ours)
     if queue is None:
-        raise _unreadable(view, "holds descriptors on their way, or data out of band")
+        raise _unreadable(view, "holds descriptors on their way")
     if stream:
         whole = sum(map(len, queue)) == seen.queue_bytes
     else:
-        # A packet of nothing that somebody has peeked at does not show any more.
-        whole = mate is None or _memory_of(seen.kind, queue) == mate.written_bytes
+        # A packet of nothing that somebody has peeked at does not show any more. How
+        # much memory a large one takes depends on what was free.
+        whole = (
+            mate is None
+            or any(len(packet) > _ONE_PIECE_BYTES for packet in queue)
+            or _memory_of(seen.kind, queue) == mate.written_bytes
+        )
     if not whole or b"" in queue:
-        raise _unreadable(view, "holds what cannot be looked at")
+        what = "data out of band" if stream else "an empty packet"
+        raise _unreadable(view, f"holds {what}")
     return queue
 
 
@@ -335,7 +342,10 @@ def _peeking_from(ours: socket.socket, offset: int) -> Iterator[None]:
 
 
 def _read_stream(ours: socket.socket, seen: Seen) -> tuple[bytes, ...] | None:
-    data, flags = _peek(ours, seen.queue_bytes)
+    try:
+        data, flags = _peek(ours, seen.queue_bytes)
+    except BlockingIOError:
+        return ()  # all of it is out of band
     return None if flags & socket.MSG_CTRUNC else (data,)
 
 

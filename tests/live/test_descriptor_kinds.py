@@ -16,10 +16,11 @@ from migrate.descriptors import Descriptors
 from migrate.kernel import procfs
 from migrate.kernel.pidfds import PidFd
 from migrate.kernel.tracee import Tracee
-from migrate.kinds import file_lock
+from migrate.kinds import file_lock, unix_socket
 from migrate.kinds.kind import CannotCarry, Source, Target, settle
 from precopy.ids import Pid
 from tests.live.scenarios.harness import Scenario, tell_moved
+from tests.live.victim import running
 
 SCENARIOS = (
     "regular_file",
@@ -117,6 +118,33 @@ def test_the_second_look_is_what_counts(
             descriptors.restore(table, target, before)
         tell_moved(bare.process.pid, there)
         assert bare.verdict() == []
+
+
+@pytest.mark.parametrize(
+    ("fill", "words"),
+    [
+        ("a, b = pair(); socket.send_fds(a, [b'x'], [0])", "descriptors on their way"),
+        ("a, b = pair(); a.send(b'xy', socket.MSG_OOB)", "out of band"),
+        ("a, b = pair(); a.send(b'y', socket.MSG_OOB)", "out of band"),
+        ("a, b = pair(2); a.send(b'')", "an empty packet"),
+        ("a, b = pair(2); a.send(b''); b.recv(1, 2)", "an empty packet"),
+        ("a, b = pair(2); a.send(b'x'); b.setsockopt(1, 16, 1)", "who has sent"),
+    ],
+)
+def test_what_lies_in_a_socket_and_cannot_go(fill: str, words: str) -> None:
+    """It is refused, and lies there still: a second look says the same."""
+    arrange = (
+        "import socket\n"
+        "pair = lambda sort=1: socket.socketpair(socket.AF_UNIX, sort)\n"
+        f"{fill}\nos.dup2(b.fileno(), 77)"
+    )
+    with running(arrange) as victim:
+        for _ in "first", "second":
+            with looked_at(victim.pid) as source:
+                (view,) = [view for view in source.views if view.number == 77]
+                with pytest.raises(CannotCarry, match=words):
+                    unix_socket.dump(source, view)
+        assert victim.answers()
 
 
 def test_locks_go_over(tmp_path: Path) -> None:
