@@ -3,8 +3,9 @@
 import hashlib
 import os
 import random
+import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ FILE_BYTES = 1 << 20
 SOURCES = 8
 # More by hand: the closing figures were made with ten.
 TIMES = int(os.environ.get("MIGRATE_TEST_REPEAT", "1"))
+
+TARGETS = Path(__file__).parent / "targets"
 
 # They work until somebody makes the file, however fast or slow the machine is; and
 # the shell that waits for it starts and ends a child each time that it looks.
@@ -130,3 +133,71 @@ def test_a_build_makes_its_program(between: Road, material: Path, run: int) -> N
     process = started(between.a, material, "make", "-s", "-j2", f"OUT=out.{run}")
     moved_in_mid_work(between, process, 4, out / "go")
     assert subprocess.run([str(out / "program")], check=False).returncode == 0
+
+
+def at_work_elsewhere(
+    between: Road, folder: Path, command: Sequence[str], name: str
+) -> str:
+    """What a program says in the end that was moved while it worked.
+
+    It is told three files: which ends it, which it opens when all have begun (a FIFO),
+    and which it writes.
+    """
+    go, begun, result = (
+        folder / f"{name}.{what}" for what in ("go", "begun", "result")
+    )
+    os.mkfifo(begun)
+    with (folder / "said").open("ab") as said:
+        process = between.a.popen(
+            [*command, str(go), str(begun), str(result)],
+            stdout=said,
+            stderr=said,
+            cwd=folder,
+        )
+    with process:
+        begun.read_bytes()
+        report = between.move(process.pid_inside, between.a, between.b).arrived()
+        assert process.wait() == -9
+    go.touch()
+    pid = report.processes[0].destination_pid
+    assert pid is not None
+    assert between.b.wait_exit(pid, 60) == 0
+    return result.read_text()
+
+
+def program(name: str) -> str:
+    """Where it is, or skip."""
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"there is no {name} on this machine")
+    return found
+
+
+@pytest.mark.parametrize("run", range(TIMES))
+def test_perl_with_children_and_a_timer(
+    between: Road, material: Path, run: int
+) -> None:
+    command = [program("perl"), str(TARGETS / "family.pl")]
+    said = at_work_elsewhere(between, material, command, f"perl.{run}")
+    assert said == "0 wrong, codes 1 2 3, 3 ended, ticked\n"
+
+
+@pytest.mark.parametrize("run", range(TIMES))
+def test_node_with_children_and_timers(between: Road, material: Path, run: int) -> None:
+    """Its children's standard input and output are unix socket pairs."""
+    command = [program("node"), str(TARGETS / "family.js")]
+    said = at_work_elsewhere(between, material, command, f"node.{run}")
+    assert said == "0 wrong, codes 1 2, ticked\n"
+
+
+@pytest.mark.parametrize("run", range(TIMES))
+def test_a_java_machine_with_threads(between: Road, material: Path, run: int) -> None:
+    java, compiler = program("java"), program("javac")
+    classes = material / f"classes.{run}"
+    subprocess.run(
+        [compiler, "-d", str(classes), str(TARGETS / "Family.java")], check=True
+    )
+    # Else it maps a file of its /tmp, which is not there at the other host.
+    command = [java, "-XX:+PerfDisableSharedMem", "-Xmx64m", "-cp", str(classes)]
+    said = at_work_elsewhere(between, material, [*command, "Family"], f"java.{run}")
+    assert said == "0 wrong, all seen, ticked\n"
