@@ -10,6 +10,11 @@ def main() -> None:
         from migrate import worker
 
         sys.exit(worker.main(sys.argv[2:]))
+    if sys.argv[1:2] == ["depart"]:
+        # And this: for a user of its host.
+        from migrate import local_departure
+
+        sys.exit(local_departure.main(sys.argv[2:]))
     from migrate import cli
 
     sys.exit(cli.run(sys.argv[1:]))

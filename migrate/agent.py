@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import trio
 
-from migrate import arrival_leaf, identity, limits, recovery
+from migrate import arrival_leaf, control, identity, limits, recovery
 from migrate.config_directory import NotOurs
 from migrate.kernel.cgroups import NoUnifiedHierarchy
 from migrate.limits import Limits
@@ -43,6 +43,8 @@ Address: TypeAlias = tuple[socket.AddressFamily, tuple[Any, ...]]
 
 STOP_GRACE_S: Final = 15.0  # more than a roll-back takes; then a worker is killed
 BACKLOG: Final = 64
+DEPARTURES_MAX: Final = 16  # for users of this host, at one time
+DEPARTS: Final = (sys.executable, "-m", "migrate", "depart")
 LOOK_AGAIN_S: Final = 1.0  # for journals that have lost their keeper
 ASK_AGAIN_S: Final = (0.1, 5.0)  # about what is in doubt: at first, and at most
 
@@ -98,6 +100,7 @@ class Agent:
         self._limits = Limits()
         self.admitted = 0  # whose worker knows who it is
         self.strangers = 0  # the others
+        self._departures = 0
         self._workers: set[trio.Process] = set()
         self._stopping = False
 
@@ -113,6 +116,7 @@ class Agent:
             state = StateDirectory(self._state_directory)
         except CannotKeep as error:
             raise CannotListen(str(error)) from error
+        self._control = control.path()
         os.environ[VARIABLE] = str(state.path)  # our workers keep theirs there too
         await self._settle_the_past(state)
         told = trio.Event()
@@ -124,6 +128,7 @@ class Agent:
                 async with trio.open_nursery() as arrivals:
                     async with trio.open_nursery() as listening:
                         listening.start_soon(self._accept, listeners, arrivals)
+                        listening.start_soon(self._hear_users, arrivals)
                         _say_where(listeners[0])
                         self._log.info("identity", fingerprint=own, peers=known)
                         await told.wait()
@@ -279,6 +284,55 @@ class Agent:
             # Ctrl-C at the agent's terminal is for the agent.
             start_new_session=True,
         )
+
+    async def _hear_users(self, departures: trio.Nursery) -> None:
+        """What users of this host want moved."""
+        if os.geteuid() != 0:
+            return  # we have no right to what is theirs
+        try:
+            ours = control.listen(self._control)
+        except OSError as error:
+            # Root can still use the command.
+            self._log.warning("users are not heard", why=str(error))
+            return
+        if ours is None:
+            self._log.info("users are heard by another agent")
+            return
+        try:
+            with trio.socket.from_stdlib_socket(ours) as bound:
+                listener = trio.SocketListener(bound)
+                await trio.serve_listeners(
+                    self._departure, [listener], handler_nursery=departures
+                )
+        finally:
+            self._control.unlink(missing_ok=True)
+
+    async def _departure(self, stream: trio.SocketStream) -> None:
+        """One move for a user, from accept to the last trace of its worker."""
+        log = self._log.bind(control=True)
+        if self._departures >= DEPARTURES_MAX:
+            log.warning("turned away", workers=self._departures)
+            await stream.aclose()
+            return
+        self._departures += 1
+        try:
+            number = stream.socket.fileno()
+            try:
+                worker = await trio.lowlevel.open_process(
+                    [*DEPARTS, "--socket-fd", str(number)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=(number,),
+                    start_new_session=True,
+                )
+            finally:
+                await stream.aclose()
+            await self._attend(worker, log)
+        except Exception:
+            # As with an arrival.
+            log.exception("departure failed")
+        finally:
+            self._departures -= 1
 
     async def _end_workers(self) -> None:
         """Ask each worker to undo its arrival; kill the one that takes too long."""

@@ -6,6 +6,7 @@ expected is caught here, as in agent.py and worker.py, and becomes exit code 1.
 
 from __future__ import annotations
 
+import os
 import signal
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
@@ -137,7 +138,7 @@ def _show_version(context: click.Context) -> None:
 @asks_for_a_move
 def move(asked: Asked) -> int:
     """Move a running process, its threads included."""
-    return Move(asked, _depart()).run()
+    return _made_for_us(asked)
 
 
 @commands.command()
@@ -145,7 +146,24 @@ def move(asked: Asked) -> int:
 def check(asked: Asked) -> int:
     """Say every reason why it could not go, without touching it."""
     options = replace(asked.options, dry_run=True)
-    return Move(replace(asked, options=options), _depart()).run()
+    return _made_for_us(replace(asked, options=options))
+
+
+def _made_for_us(asked: Asked) -> int:
+    """By the agent of this host, where we are not root and there is one; else by us."""
+    if os.geteuid() == 0 or click.get_current_context().obj is not None:
+        return Move(asked, _depart()).run()
+    from migrate import control
+
+    try:
+        code = control.ask(asked)
+    except ConnectionResetError as error:
+        _complain(
+            f"The move was lost sight of: {error}. It is undone, or the process has "
+            "moved; `migrate status` says which to root."
+        )
+        return Outcome.OUR_BUG.exit_code
+    return Move(asked, _depart()).run() if code is None else code
 
 
 def _depart() -> Depart:

@@ -7,7 +7,6 @@ undone by the `with` block that did it. After Go only the destination's answer c
 """
 
 import gc
-import os
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,18 +18,17 @@ from typing import Final
 import trio
 
 from migrate import (
-    admission,
     arrival_leaf,
     diagnosis,
     dump,
     image,
     lent_locks,
-    page_sender,
+    offer,
     preflight,
-    processor,
     recovery,
     tracking,
 )
+from migrate.caller import Caller, not_to_be_looked_into
 from migrate.departing_tree import DepartingTree
 from migrate.departure_journal import DepartureJournal, Unanswered
 from migrate.doubt import ask_for_ever
@@ -54,7 +52,7 @@ from migrate.kernel.remote import Remote
 from migrate.kinds import file_lock
 from migrate.kinds.file_lock import FileLocks
 from migrate.kinds.kind import CannotCarry, Source
-from migrate.options import MoveOptions, Peer, PidPolicy
+from migrate.options import MoveOptions, Peer
 from migrate.outgoing_tree import OutgoingTree
 from migrate.page_sender import PageSender
 from migrate.patience import patient
@@ -65,7 +63,7 @@ from migrate.report import DowntimeParts, MovedProcess, Report
 from migrate.state_directory import CannotKeep, StateDirectory
 from migrate.tracer_thread import TracerThread
 from precopy.errors import TaskVanished
-from precopy.ids import PAGE_BYTES, Pid
+from precopy.ids import Pid
 from transport import channel as transport_channel
 from transport import messages as m
 from transport.channel import Channel
@@ -85,12 +83,6 @@ _TRACKED_FLAGS: Final = frozenset({"um", "uw"})
 _IS_IT_AN_AGENT: Final = (
     "Is an agent listening there? (migrate agent --listen HOST:PORT)"
 )
-_PID_POLICIES: Final = {
-    PidPolicy.AUTO: m.PidPolicy.AUTO,
-    PidPolicy.KEEP: m.PidPolicy.KEEP,
-    PidPolicy.ANY: m.PidPolicy.ANY,
-    PidPolicy.NEW_NAMESPACE: m.PidPolicy.NEW_NAMESPACE,
-}
 
 
 async def depart(
@@ -98,13 +90,20 @@ async def depart(
     peer: tuple[str, int],
     options: MoveOptions,
     progress: Progress,
+    *,
+    caller: Caller | None = None,
 ) -> Report:
     """Move the process to the agent at ``peer``; what happened.
+
+    ``caller`` is the user for whom we do it; None: for ourselves.
 
     Raises:
         MigrateError: it did not arrive; the class says where it is, ``report`` how far
             it came.
     """
+    # What is in the way of another user's process is not for everybody.
+    if strange := not_to_be_looked_into(caller, map(Pid, pids)):
+        raise Refused("It cannot go.", reasons=strange)
     reasons = [reason for pid in pids for reason in preflight.reasons(Pid(pid))]
     if not options.supervised:
         reasons += [r for pid in pids for r in supervision.reasons(Pid(pid))]
@@ -129,6 +128,7 @@ async def depart(
             return Report(outcome=Outcome.CAN_GO)
         state = await trio.to_thread.run_sync(_state_directory)
         departure = Departure(Pid(pids[0]), peer, channel, state, options, progress)
+        departure.caller = caller
 
         def call_off() -> None:
             late = trio.current_time() >= deadline
@@ -210,6 +210,7 @@ class Departure:
         self._began_s = time.monotonic()
         self._transaction = secrets.token_bytes(16)
         self._moved: tuple[MovedProcess, ...] = ()
+        self.caller: Caller | None = None  # for whom, if not for ourselves
 
     def call_off(self, why: str) -> None:
         """Give up, unless the hand-over has begun. From any thread."""
@@ -249,6 +250,8 @@ class Departure:
             tree = DepartingTree(self._pid, self._options.tracker, self._channel, undo)
             self._tree = tree
             outline = tree.look()
+            # Traced by now: their numbers cannot pass on to others.
+            self._require_callers()
             reach("source.tracked")
             self._progress.preparing("building its skeleton at the destination")
             self._offer(outline)
@@ -279,6 +282,12 @@ class Departure:
             rounds.once_more()
             tree.brakes.release()
             self._stop_and_copy(leaf, memory)
+
+    def _require_callers(self) -> None:
+        """All that go are the caller's to move, as they are now."""
+        pids = [member.pid for member in self._tree.members]
+        if strange := not_to_be_looked_into(self.caller, pids):
+            raise RolledBack(strange[0].message)
 
     def _sender(self) -> PageSender:
         return PageSender(
@@ -327,23 +336,7 @@ class Departure:
         )
 
     def _offered_options(self, outline: Outline) -> m.Options:
-        realtime = time.clock_gettime_ns(time.CLOCK_REALTIME)
-        return m.Options(
-            codecs=page_sender.offered(self._options.compress),
-            streams=1,
-            tracker=self._tree.root.tracker.name,
-            pid_policy=_PID_POLICIES[self._options.pid_policy],
-            monotonic_minus_realtime_ns=time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-            - realtime,
-            boottime_minus_realtime_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-            - realtime,
-            page_bytes=PAGE_BYTES,
-            machine=os.uname().machine,
-            features=(
-                *admission.names_of(outline.processes),
-                *processor.told(processor.instructions()),
-            ),
-        )
+        return offer.options(outline, self._options, self._tree.root.tracker.name)
 
     def _stop_and_copy(self, leaf: Leaf, memory: OutgoingTree) -> None:
         self._progress.freezing()
@@ -351,6 +344,7 @@ class Departure:
         with freeze_between_births(leaf, sleepers, self._proceed) as frozen:
             stopped_s = time.monotonic()
             self._tree.settle(frozen)
+            self._require_callers()
             reach("source.frozen")
             with self._lending_locks(frozen) as lent:
                 self._send_state(frozen, lent)
