@@ -46,6 +46,30 @@ def test_what_lay_in_them_is_read_over_there(between: Road, folder: Path) -> Non
             assert between.b.wait_exit(arrived.pid_inside, 30) == 0
 
 
+def test_one_that_holds_something_over_there_is_refused(
+    between: Road, folder: Path
+) -> None:
+    """What lies in it is somebody else's; here nothing has changed."""
+    place = folder / "refused"
+    place.mkdir()
+    holds = ["sh", "-c", f"exec 3<> {OWN}/one; echo theirs >&3; echo; exec sleep 1000"]
+    with (
+        Scenario("fifo", place, host=between.a) as scenario,
+        between.b.popen(holds, stdout=subprocess.PIPE) as other,
+    ):
+        assert other.stdout is not None
+        other.stdout.readline()
+        other.stdout.close()
+        ready = scenario.ready()
+        refused = between.move(ready.pid, between.a, between.b)
+        assert refused.exit_code == 5, refused
+        assert f"The FIFO {OWN}/one has something in it here" in refused.stderr
+        tell_moved(scenario.process.pid, ready)
+        assert scenario.verdict() == []
+        other.kill()
+        other.wait()
+
+
 def test_one_that_is_open_elsewhere_is_refused(between: Road) -> None:
     """Named is who has it too."""
     holds = ["sh", "-c", f"exec 3<> {OWN}/one; echo; exec sleep 1000"]
