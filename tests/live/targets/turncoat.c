@@ -34,7 +34,7 @@ int main(int count, char **words) {
     if (!strcmp(words[1], "exec") && count > 2)
         execl(words[2], words[2], "1000", (char *)0);
     else if (!strcmp(words[1], "socket"))
-        socket(AF_UNIX, SOCK_STREAM, 0);
+        socket(AF_INET, SOCK_DGRAM, 0);
     else if (!strcmp(words[1], "exit"))
         return 0;
     else if (!strcmp(words[1], "fork"))
