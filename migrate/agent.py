@@ -128,7 +128,7 @@ class Agent:
                 async with trio.open_nursery() as arrivals:
                     async with trio.open_nursery() as listening:
                         listening.start_soon(self._accept, listeners, arrivals)
-                        listening.start_soon(self._hear_users, arrivals)
+                        await listening.start(self._hear_users, arrivals)
                         _say_where(listeners[0])
                         self._log.info("identity", fingerprint=own, peers=known)
                         await told.wait()
@@ -285,18 +285,29 @@ class Agent:
             start_new_session=True,
         )
 
-    async def _hear_users(self, departures: trio.Nursery) -> None:
-        """What users of this host want moved."""
+    def _door_for_users(self) -> socket.socket | None:
         if os.geteuid() != 0:
-            return  # we have no right to what is theirs
+            return None  # we have no right to what is theirs
         try:
             ours = control.listen(self._control)
         except OSError as error:
             # Root can still use the command.
             self._log.warning("users are not heard", why=str(error))
-            return
+            return None
         if ours is None:
             self._log.info("users are heard by another agent")
+        return ours
+
+    async def _hear_users(
+        self,
+        departures: trio.Nursery,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """What users of this host want moved."""
+        ours = self._door_for_users()
+        task_status.started()
+        if ours is None:
             return
         try:
             with trio.socket.from_stdlib_socket(ours) as bound:
