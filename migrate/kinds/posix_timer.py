@@ -51,6 +51,7 @@ _RESTORE_ON: Final = 1
 
 # Before that ids count up from 0, and one is reached by making all before it.
 _ID_MAX: Final = 100_000
+_INT_END: Final = 1 << 31
 _CREATED_AT_ONCE: Final = 500
 
 
@@ -129,6 +130,9 @@ def tell(
         batch.add("timer_delete", old.id)
     if not record.timers:
         return nothing
+    # The kernel would take the lower half of what is longer.
+    if not all(-_INT_END <= timer.clock < _INT_END for timer in record.timers):
+        raise CannotCarry(KIND.name, "A timer of the peer has a clock that is none.")
     if not takes_ids():
 
         def count(results: Sequence[int]) -> None:

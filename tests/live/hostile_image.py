@@ -28,6 +28,7 @@ from tests.live.lies import (
     NON_CANONICAL,
     Bytes,
     Lie,
+    credentials,
     file,
     file_vma,
     flags,
@@ -35,7 +36,6 @@ from tests.live.lies import (
     in_a_gap,
     interval,
     late,
-    late_of_leader,
     layout_areas,
     layout_with,
     leader,
@@ -153,10 +153,9 @@ CASES: Final[dict[str, Lie]] = {
     "59 a signal of two bytes": Lie("pending", frozen=signals(1, b"\1\0")),
     "59 signal 65": Lie("pending", frozen=signals(1, (65).to_bytes(128, "little"))),
     "60 a timer of less than nothing": Lie("", frozen=interval(-1)),
-    "60 a timer of 2^64": Lie("", frozen=interval(HUGE)),
     "60 a timer of 2^63 for ever": Lie("", frozen=posix(interval_ns=-MIDDLE)),
     "60 a timer with id 2^31": Lie("", frozen=posix(id=1 << 31)),
-    "60 a timer of no clock": Lie("", frozen=posix(clock=1 << 40)),
+    "60 a timer of no clock": Lie("clock", frozen=posix(clock=1 << 40)),
     "60 a timer for a thread of others": Lie(
         "", frozen=posix(notify=4, tid=1, signal=9)
     ),
@@ -206,7 +205,12 @@ CASES: Final[dict[str, Lie]] = {
     "68 a file of another size": Lie(
         "differs here", outline=mapped_file(size_bytes=4096)
     ),
-    "71 securebits that are none": Lie("", frozen=late_of_leader("securebits", bits=1)),
+    "71 users of others": Lie(
+        "has uids",
+        outline=credentials(
+            uids={"real": 1, "effective": 1, "saved": 1, "filesystem": 1}
+        ),
+    ),
     "73 a pid beyond pid_max": Lie(
         "", outline=pid((1 << 22) + 1), more=("--pid", "keep")
     ),
@@ -260,6 +264,34 @@ CASES.update(
     {f"14 close_notify at {at}": Lie("", ends=(at, "alert")) for at in _PLACES}
 )
 
+# About a process of a user that has no rights.
+OF_A_USER: Final = {
+    "65 a file of root's": Lie("Permission denied", outline=file(b"/etc/shadow")),
+    "65 to write to a file of root's": Lie(
+        "Permission denied", outline=file(b"/etc/passwd", flags=os.O_RDWR)
+    ),
+    "65 mapped from a file of root's": Lie(
+        "Permission denied", outline=file_vma(name="/etc/shadow")
+    ),
+    "66 a directory of root's": Lie(
+        "cannot be entered", outline=of_process("filesystem", cwd=b"/root", umask=18)
+    ),
+    "71 a capability": Lie(
+        "capabilities that it may not have",
+        outline=credentials(
+            capabilities={
+                "inheritable": 0,
+                "permitted": 1 << 21,
+                "effective": 1 << 21,
+                "bounding": 1 << 21,
+                "ambient": 0,
+            }
+        ),
+    ),
+    "71 securebits": Lie("", outline=credentials(securebits=1)),
+    "71 the groups of root": Lie("has uids", outline=credentials(groups=(0,))),
+}
+
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
@@ -291,7 +323,7 @@ class Liar:
 
     def tell(self, case: str, arguments: Sequence[str]) -> dict[str, Any]:
         """One move with this lie; what came of it."""
-        self._lie, self._outline = CASES[case], None
+        self._lie, self._outline = {**CASES, **OF_A_USER}[case], None
         said, report = io.StringIO(), io.StringIO()
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(report):
             code = cli.run([*self._lie.more, *arguments])

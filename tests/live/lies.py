@@ -157,6 +157,22 @@ def of_leader(name: str, /, **fields: Any) -> Callable[[Outline], Outline]:  # n
     return change
 
 
+def credentials(**changed: Any) -> Callable[[Outline], Outline]:  # noqa: ANN401
+    """Those that the leader has, but for these."""
+
+    def change(outline: Outline) -> Outline:
+        (old,) = (
+            dumped
+            for dumped in outline.processes[0].tasks[0].kinds
+            if dumped.kind == "credentials"
+        )
+        fields = msgspec.msgpack.decode(old.body)
+        assert set(changed) <= set(fields), fields
+        return of_leader("credentials", **{**fields, **changed})(outline)
+
+    return change
+
+
 def descriptor(name: str, /, **fields: Any) -> Callable[[Outline], Outline]:  # noqa: ANN401
     """One more descriptor, number 77."""
     return slots(77, kind=name, **fields)

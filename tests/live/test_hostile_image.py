@@ -10,17 +10,25 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from migrate.demo import workload
 from migrate.testbed import HostProcess
-from tests.live.hostile_image import CASES
-from tests.live.stage import ROOT, Actor, Ended, Stage, stage
+from tests.live.hostile_image import CASES, OF_A_USER
+from tests.live.stage import ROOT, Actor, Ended, Stage, eventually, stage
 
 # A case for each line; ``make sweep`` says thorough, and then it is all of them.
 FIRST = {case.split()[0]: case for case in reversed(CASES)}
 ASKED = CASES if os.environ.get("HOSTILE") == "thorough" else FIRST.values()
+OF_NOBODY = """\
+import os
+os.setgroups([])
+os.setresgid(*[65534] * 3)
+os.setresuid(*[65534] * 3)
+os.execv("/bin/sleep", ["sleep", "600"])
+"""
 LIAR = (sys.executable, "-m", "tests.live.hostile_image")
 
 
@@ -71,6 +79,28 @@ def test_a_lie(liar: Liar, case: str) -> None:
     liar.assert_nothing_left()
     liar.actor.assert_unharmed()
     assert liar.here.agent.log.count('"event": "bug"') == bugs, liar.here.agent.log
+
+
+def test_lies_about_a_process_of_a_user(liar: Liar) -> None:
+    """Give him nothing that he has not got by himself."""
+    a, pipe = liar.here.a, subprocess.PIPE
+    with a.popen([sys.executable, "-c", OF_NOBODY]) as process:
+        exe = Path(f"/proc/{process.pid}/exe")
+        eventually(lambda: exe.readlink().name == "sleep", "it runs its program")
+        command = [*LIAR, "--to", liar.here.to, "--json", str(process.pid_inside)]
+        with a.popen(command, stdin=pipe, stdout=pipe, cwd=ROOT) as another:
+            try:
+                about = Liar(liar.here, liar.actor, another)
+                for case, lie in OF_A_USER.items():
+                    ended = about.tell(case)
+                    assert ended.code in (5, 6), (case, ended)
+                    assert lie.said in ended.said, (case, ended)
+                    assert exe.readlink().name == "sleep", case
+            finally:
+                for one in (another, process):
+                    one.kill()
+                    one.wait()
+    liar.assert_nothing_left()
 
 
 def test_the_next_good_move_works(liar: Liar) -> None:
