@@ -25,6 +25,7 @@ _SAME_TEXT: Final = (
     *("auxv", "cgroup", "cmdline", "comm", "coredump_filter", "environ", "limits"),
     *("oom_score_adj", "personality", "timers", "timerslack_ns", "uid_map"),
 )
+_LOOKS_MAX: Final = 5
 _SAME_LINK: Final = ("cwd", "exe", "root")
 # proc_pid_stat(5), counted from the state, which is the third.
 _SAME_STAT: Final = {
@@ -51,7 +52,20 @@ class Condition:
 
     @classmethod
     def of(cls, pid: int) -> "Condition":
-        """Look at ``pid``, as we number it; it does not notice."""
+        """Look at ``pid``, as we number it; it does not notice.
+
+        Twice: a thread that is in a handler just now, out of sigsuspend(2), say, has
+        another mask for that moment.
+        """
+        first, second = cls._look(pid), cls._look(pid)
+        for _ in range(_LOOKS_MAX):
+            if first == second:
+                break
+            first, second = second, cls._look(pid)
+        return second
+
+    @classmethod
+    def _look(cls, pid: int) -> "Condition":
         home = Path("/proc") / str(pid)
         return cls(pid, {where: what for part in _PARTS for where, what in part(home)})
 
@@ -65,7 +79,11 @@ class Condition:
 
     def assert_same_now(self) -> None:
         """It is as it was, and it runs: nobody traces it, nothing holds it."""
-        now = Condition.of(self.pid)
+        now = Condition._look(self.pid)
+        for _ in range(_LOOKS_MAX):
+            if now == self:
+                return
+            now = Condition._look(self.pid)
         changes = [
             f"{where}: {self.seen.get(where)!r} → {now.seen.get(where)!r}"
             for where in sorted(self.seen | now.seen)
