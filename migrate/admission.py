@@ -9,13 +9,14 @@ import grp
 import os
 import pwd
 from collections.abc import Callable, Iterator, Sequence
+from errno import EBUSY
 from pathlib import Path
 from typing import Final
 
 from migrate.audit import Audit
 from migrate.errors import Reason
 from migrate.image import Process
-from migrate.kernel import lineage, procfs
+from migrate.kernel import cgroups, lineage, procfs
 from migrate.limits import Limits
 from migrate.patience import patient
 from migrate.peers import Known
@@ -44,6 +45,7 @@ class Admission:
         self._audit = audit
         self._named: dict[str, str] = {}
         self._transaction = b""
+        self._let_in: Decision | None = None
 
     def about(self, options: m.Options, transaction: bytes) -> None:
         """What it is that the visitor brings."""
@@ -62,6 +64,8 @@ class Admission:
             OSError: it cannot be written down, so nobody comes in.
         """
         decision = self._decide(processes)
+        if self._let_in is None and decision.allowed:
+            self._let_in = decision
         for process in processes[: self._limits.processes_max]:
             self._audit.write(
                 "arrival",
@@ -96,17 +100,33 @@ class Admission:
         return patient(self._limits.greeting_s)
 
     def memory_bytes_max(self) -> int:
-        """How much a tree may have here."""
-        limits = [
-            limit
-            for rule in self._visitor.peer.allow_in
-            if (limit := rule.memory_bytes_max()) is not None
-        ]
-        unlimited = len(limits) < len(self._visitor.peer.allow_in)
-        allowed = [max(limits)] if limits and not unlimited else []
+        """How much the tree that was let in may have here."""
+        limits = []
         if self._limits.memory_max is not None:
-            allowed.append(self._limits.memory_bytes_max())
-        return min(allowed, default=_available())
+            limits.append(self._limits.memory_bytes_max())
+        if self._let_in is not None:
+            by_rule = self._let_in.memory_bytes_max()
+            limits += [] if by_rule is None else [by_rule]
+        return min(limits, default=_available())
+
+    def home(self) -> str:
+        """The cgroup in which it is to live: the slice of the rule, or our own.
+
+        Raises:
+            OSError: it cannot live there; a sentence.
+        """
+        assert self._let_in is not None
+        wanted = self._let_in.rules[0].slice
+        if wanted is None:
+            return cgroups.current(Pid(os.getpid()))
+        if not cgroups.takes_processes(wanted):
+            raise OSError(
+                EBUSY,
+                f"The policy puts it into the slice {wanted}, which is not there or "
+                "has controllers enabled for cgroups below it, so that it takes no "
+                "process itself.",
+            )
+        return wanted
 
     def _decide(self, processes: Sequence[Process]) -> Decision:
         most = self._limits.processes_max
@@ -124,7 +144,7 @@ class Admission:
         peer = self._visitor.peer
         members = [_member(process) for process in processes]
         decision = decide(members, 0, allow=peer.allow_in, deny=peer.deny_in)
-        if decision.allowed and not decision.any_groups:
+        if decision.allowed and not decision.rules[0].any_groups:
             for process in processes:
                 if stray := _foreign_groups(process):
                     return Decision(False, stray)

@@ -93,7 +93,6 @@ class _Arrival:
         self._channel = channel
         self._state = state
         self._admission = admission
-        self._allowance = Allowance(admission.memory_bytes_max())
         self._tally = _Tally()
         self._frozen: FrozenTree | None = None
         self._tree = SkeletonTree()
@@ -152,7 +151,6 @@ class _Arrival:
 
     def _begin(self, undo: ExitStack) -> ArrivalJournal:
         self._leaf_name = arrival_leaf.transaction()
-        self._home = cgroups.current(Pid(os.getpid()))
         leaf = cgroups.leaf_path(self._home, self._leaf_name)
         try:
             return ArrivalJournal(self._state, self._channel, leaf, undo)
@@ -176,6 +174,12 @@ class _Arrival:
             raise self._refuse((Reason("audit", why),)) from error
         if denied:
             raise self._refuse(denied)
+        self._allowance = Allowance(self._admission.memory_bytes_max())
+        try:
+            self._home = self._admission.home()
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise self._refuse((Reason("cgroup", why),)) from error
         self._unpacker = Unpacker(frozenset(offer.options.codecs))
         return offer, outline
 

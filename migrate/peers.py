@@ -219,6 +219,8 @@ def _lines_of(rule: Rule) -> Iterator[str]:
         yield f"processes_max = {rule.processes_max}"
     if rule.any_groups:
         yield "any_groups = true"
+    if rule.slice is not None:
+        yield f"slice = {_quoted(rule.slice)}"
 
 
 def _listed(texts: tuple[str, ...]) -> str:

@@ -22,6 +22,10 @@ RULES_MAX: Final = 100
 
 # useradd(8): what a login name may be; ``*`` is everybody's.
 _User: TypeAlias = Annotated[str, Meta(pattern=r"\A(\*|[a-z_][a-z0-9_.-]{0,31}\$?)\Z")]
+# A path of cgroups from the root of the hierarchy, none of them "." or "..".
+_Slice: TypeAlias = Annotated[
+    str, Meta(pattern=r"\A(/(?!\.{1,2}(/|\Z))[^/\x00]+)+\Z", max_length=4096)
+]
 _Pattern: TypeAlias = Annotated[str, Meta(min_length=1, max_length=4096)]
 
 
@@ -33,6 +37,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     memory_max: str | None = None  # of the whole tree, such as 8G
     processes_max: Annotated[int, Meta(ge=1, le=4096)] | None = None  # of the tree
     any_groups: bool = False  # else those that a login here gives
+    slice: _Slice | None = None  # the cgroup it lives in here; else that of the agent
 
     def __post_init__(self) -> None:
         self.memory_bytes_max()
@@ -63,7 +68,13 @@ class Decision:
 
     allowed: bool
     why: str
-    any_groups: bool = False
+    rules: tuple[Rule, ...] = ()  # that allow it; the first one counts
+
+    def memory_bytes_max(self) -> int | None:
+        """What the most generous of them allows; None: any amount."""
+        limits = [rule.memory_bytes_max() for rule in self.rules]
+        known = [limit for limit in limits if limit is not None]
+        return max(known) if known and len(known) == len(limits) else None
 
 
 def decide(
@@ -85,15 +96,14 @@ def decide(
         for rule in deny:
             if _is_of(rule, member) and _runs(rule, member):
                 return Decision(False, f"deny_in has a rule for {_named(member)}.")
-    short = ""
-    for rule in allow:
-        if not all(_is_of(rule, member) for member in members):
-            continue
-        short = _falls_short(rule, members, memory_bytes)
-        if not short:
-            why = f"The rule for user {rule.user}."
-            return Decision(True, why, rule.any_groups)
-    return Decision(False, short or f"No rule allows {_named(members[0])}.")
+    mine = [rule for rule in allow if all(_is_of(rule, one) for one in members)]
+    short = [_falls_short(rule, members, memory_bytes) for rule in mine]
+    rules = tuple(rule for rule, why in zip(mine, short, strict=True) if not why)
+    if rules:
+        return Decision(True, f"The rule for user {rules[0].user}.", rules)
+    return Decision(
+        False, short[-1] if short else f"No rule allows {_named(members[0])}."
+    )
 
 
 def _falls_short(rule: Rule, members: Sequence[Member], memory_bytes: int) -> str:

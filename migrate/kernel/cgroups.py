@@ -20,6 +20,7 @@ import select
 import time
 from collections.abc import Callable, Iterator
 from errno import EBUSY, ENODEV, ENOENT, ESRCH
+from pathlib import Path
 from typing import Final
 
 from migrate.kernel import procfs
@@ -70,6 +71,21 @@ def directory(path: str) -> str:
 def leaf_path(parent: str, transaction: str) -> str:
     """Where the leaf of a transaction below the cgroup ``parent`` is, or would be."""
     return f"{parent.rstrip('/')}/{LEAF_PREFIX}{transaction}"
+
+
+def takes_processes(path: str) -> bool:
+    """Whether the cgroup ``path`` is there and may hold processes of its own.
+
+    One that gives controllers to those below it may not, nor may a threaded one
+    (cgroup-v2.rst, "No Internal Process Constraint" and "Threads").
+    """
+    try:
+        where = Path(directory(path))
+        given = (where / "cgroup.subtree_control").read_text()
+        kind = (where / "cgroup.type").read_text()
+    except OSError:
+        return False
+    return not given.strip() and kind.strip() == "domain"
 
 
 class Leaf:

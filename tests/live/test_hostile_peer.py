@@ -14,7 +14,9 @@ import pytest
 
 from migrate import config_directory
 from migrate.demo import workload
+from migrate.kernel import cgroups
 from migrate.testbed import keys
+from precopy.ids import Pid
 from tests.live import hostile_peer
 from tests.live.stage import ROOT, Ended, Stage, address, stage
 
@@ -131,6 +133,35 @@ def test_the_policy_decides(here: Stage, rules: str, said: str) -> None:
     if "memory" not in said:
         assert lines[-1]["verdict"] == "denied" and said in lines[-1]["reason"]
     assert lines[-1]["exe"] == str(here.workload) and lines[-1]["uid"] == 0
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_the_policy_names_the_cgroup(here: Stage, exists: bool) -> None:
+    """In which it lives over there; nobody makes it."""
+    file = config(here.b.pid) / "peers.d" / f"{here.a.address}.toml"
+    before = file.read_text()
+    head = before.split("\n\n")[0]
+    guests = here.b.cgroup / "guests"
+    named = f"{cgroups.current(Pid(here.b.pid))}/guests"
+    rule = f'[[allow_in]]\nuser = "root"\nslice = "{named}"\n'
+    if exists:
+        guests.mkdir()
+    try:
+        config_directory.write_ours(file, f"{head}\n\n{rule}", anew=False)
+        with here.actor() as actor:
+            moved = here.move(actor)
+            if exists:
+                (process,) = moved.report["processes"]
+                with here.b.process(process["destination_pid"]) as arrived:
+                    assert cgroups.current(Pid(arrived.pid)) == named
+            else:
+                moved.assert_failed(5, f"the slice {named}, which is not there")
+                actor.assert_unharmed()
+                here.assert_nothing_left(actor)
+    finally:
+        config_directory.write_ours(file, before, anew=False)
+        if exists:
+            guests.rmdir()
 
 
 def test_the_source_decides_too(here: Stage) -> None:

@@ -1,11 +1,13 @@
 """Keys, peers, rules and pairing: what is believed, and what is refused."""
 
+import json
 import os
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -224,6 +226,28 @@ def test_nothing_is_allowed_but_what_a_rule_says(
     decision = decide([who], 4096, allow=rules)
     assert decision.allowed is allowed, decision.why
     assert decision.why.endswith(".")
+
+
+def test_what_comes_is_held_to_the_rules_that_let_it_in() -> None:
+    """How much it has is not known then: the most generous of them counts."""
+    small, large = Rule("alice", memory_max="1K"), Rule("alice", memory_max="4K")
+    of_others = (Rule("bob"), Rule("alice", exe=("/opt/*",)))
+
+    def limit(*rules: Rule) -> int | None:
+        return decide([member()], 0, allow=rules).memory_bytes_max()
+
+    assert limit(small, large, *of_others) == 4096
+    assert limit(small, Rule("alice"), *of_others) is None
+
+
+@pytest.mark.parametrize("path", ["guests", "/", "/a//b", "/../b", "/a/.", "/a\0", ""])
+def test_a_slice_is_the_path_of_a_cgroup(path: str) -> None:
+    """From the root of the hierarchy, and nowhere else."""
+    text = f'user = "alice"\nslice = {json.dumps(path)}\n'
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.toml.decode(text, type=Rule)
+    good = msgspec.toml.decode('user = "alice"\nslice = "/a/b..c/.d"', type=Rule)
+    assert good.slice == "/a/b..c/.d"
 
 
 def test_a_tree_passes_as_a_whole() -> None:
