@@ -18,7 +18,7 @@ from migrate.kernel import cgroups
 from migrate.testbed import keys
 from precopy.ids import Pid
 from tests.live import hostile_peer
-from tests.live.stage import ROOT, Ended, Stage, address, stage
+from tests.live.stage import ROOT, Ended, Stage, address, eventually, stage
 
 HOSTILE = (sys.executable, "-m", "tests.live.hostile_peer")
 OF_NOBODY = """\
@@ -161,6 +161,9 @@ def test_the_policy_names_the_cgroup(here: Stage, exists: bool) -> None:
     finally:
         config_directory.write_ours(file, before, anew=False)
         if exists:
+            # Who was killed counts until his last task has gone.
+            events = guests / "cgroup.events"
+            eventually(lambda: "populated 0" in events.read_text(), "it is empty")
             guests.rmdir()
 
 
