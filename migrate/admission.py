@@ -104,9 +104,9 @@ class Admission:
         limits = []
         if self._limits.memory_max is not None:
             limits.append(self._limits.memory_bytes_max())
-        if self._let_in is not None:
-            by_rule = self._let_in.memory_bytes_max()
-            limits += [] if by_rule is None else [by_rule]
+        by_rule = self._let_in.memory_bytes_max() if self._let_in else None
+        if by_rule is not None:
+            limits.append(by_rule)
         return min(limits, default=_available())
 
     def home(self) -> str:

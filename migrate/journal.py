@@ -23,7 +23,6 @@ from migrate.ownership import DestinationState, JournalFailed, SourceState, Stat
 
 SLOT_BYTES: Final = 4096
 EPOCH_BYTES: Final = 16
-TRANSACTION_BYTES: Final = 16
 
 _SLOTS: Final = 2
 _MAGIC: Final = b"MIGJRNL\x01"  # the last byte is the version of the format

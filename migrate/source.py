@@ -78,8 +78,6 @@ ASK_OTHERS_S: Final = patient(5.0)
 # After Go: so long until we say that nobody knows.
 DOUBT_S: Final = patient(3.0)
 
-_TRACKED_FLAGS: Final = frozenset({"um", "uw"})
-
 _IS_IT_AN_AGENT: Final = (
     "Is an agent listening there? (migrate agent --listen HOST:PORT)"
 )

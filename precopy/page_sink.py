@@ -1,6 +1,6 @@
 """Pages that arrive: into the memory of the process that will run, checked."""
 
-from typing import Final, Self
+from typing import Self
 
 from precopy.address_space import AddressSpace
 from precopy.errors import PageStreamError
@@ -8,9 +8,6 @@ from precopy.page_set import PageSet
 from precopy.page_stream import PageBatch
 from precopy.pagemap import Pagemap
 from precopy.task_memory import TaskMemory
-
-# Reading as zero is free where nothing is; a batch may still name terabytes.
-ZERO_PAGES_AT_ONCE: Final = 1 << 16
 
 
 class PageSink:

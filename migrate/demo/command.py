@@ -22,8 +22,6 @@ from migrate.testbed import Host, HostProcess, TestBed, TestBedError
 from precopy.rounds import RoundRecord
 
 MIB: Final = 1 << 20
-SIZE_BYTES: Final = 512 * MIB
-RATE_BYTES_PER_S: Final = 50 * MIB
 _PRIVATE: Final = ("/tmp", "/run")  # where each host has a file system of its own
 
 

@@ -88,12 +88,6 @@ ANSWER_EINTR: Final = frozenset(
 _FUTEX_COMMAND: Final = 0x7F  # ~(FUTEX_PRIVATE_FLAG | FUTEX_CLOCK_REALTIME)
 _FUTEX_WAIT: Final = 0  # its timeout is relative; those of all other commands are not
 EPOLL_TIMED: Final = frozenset({_EPOLL_WAIT, _EPOLL_PWAIT, EPOLL_PWAIT2})
-_FUTEX_REALTIME: Final = 0x100
-_CLOCK_MONOTONIC: Final = 1
-_CLOCK_BOOTTIME: Final = 7
-_TIMER_ABSTIME: Final = 1
-_KNOWN_WITHIN_NS: Final = 2 * _MS_NS  # between a stop and the reading after it
-_SLACK_NS: Final = 50_000  # a task's timer slack unless it set another
 _LOAD_NUMBER: Final = re.compile(rb"\xb8(....)\x0f\x05\Z", re.DOTALL)  # mov $n, %eax
 
 

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 # util_min, util_max                                   linux/sched/types.h
 _SCHED_ATTR: Final = struct.Struct("<IIQiIQQQII")
 _SCHED_DEADLINE: Final = 6
-_FAIR: Final = frozenset({0, 3})  # SCHED_OTHER, SCHED_BATCH
 _FLAG_UTIL_CLAMPS: Final = 0x60  # SCHED_FLAG_UTIL_CLAMP_MIN and _MAX
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@ docs/kinds.md has the table that comes of it.
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,24 +15,10 @@ from migrate import failpoints
 from migrate.kernel.sleepers import Sleepers
 from migrate.kernel.tracee import Tracee
 from precopy.ids import Pid
-from tests.live.journey import ROOT, Road, road
-from tests.live.scenarios import harness
+from tests.live.journey import ROOT, Road
 from tests.live.scenarios.harness import Scenario, tell_moved
 
 NAMES = ["blocked_syscalls", "blocked_family"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What both hosts see."""
-    return tmp_path_factory.mktemp("shared")
-
-
-@pytest.fixture(scope="module")
-def between(folder: Path) -> Iterator[Road]:
-    """Two hosts for all tests here."""
-    with road(folder, harness.build_folder()) as made:
-        yield made
 
 
 def test_stops_are_not_noticed(tmp_path: Path) -> None:

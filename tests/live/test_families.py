@@ -1,33 +1,18 @@
 """Families move: back and forth, called off, and while they are born and end."""
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from migrate.kernel import lineage
 from precopy.ids import Pid
-from tests.live.journey import Road, road
-from tests.live.scenarios import harness
+from tests.live.journey import Road
 from tests.live.scenarios.harness import Ready, Scenario, tell_moved
 from tests.live.stage import UnderWay
 from tests.live.unharmed import Condition
 
 FAMILIES = ["family", "inherited"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What both hosts see."""
-    return tmp_path_factory.mktemp("shared")
-
-
-@pytest.fixture(scope="module")
-def between(folder: Path) -> Iterator[Road]:
-    """Two hosts for all tests here."""
-    with road(folder, harness.build_folder()) as made:
-        yield made
 
 
 @pytest.mark.parametrize("name", FAMILIES)

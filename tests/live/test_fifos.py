@@ -16,12 +16,6 @@ OWN = "/tmp/fifos"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What both hosts see."""
-    return tmp_path_factory.mktemp("shared")
-
-
-@pytest.fixture(scope="module")
 def between(folder: Path) -> Iterator[Road]:
     """Two hosts with the same FIFOs."""
     with road(folder, harness.build_folder()) as made:

@@ -92,6 +92,11 @@ def moved_in_mid_work(
     eventually(
         lambda: len(lineage.family(Pid(process.pid))) >= members, "all have begun"
     )
+    moved(between, process, go)
+
+
+def moved(between: Road, process: HostProcess, go: Path) -> None:
+    """Move it as it is now, let it go on, and wait for its end over there."""
     with process:
         report = between.move(process.pid_inside, between.a, between.b).arrived()
         assert process.wait() == -9
@@ -154,14 +159,8 @@ def at_work_elsewhere(
             stderr=said,
             cwd=folder,
         )
-    with process:
-        begun.read_bytes()
-        report = between.move(process.pid_inside, between.a, between.b).arrived()
-        assert process.wait() == -9
-    go.touch()
-    pid = report.processes[0].destination_pid
-    assert pid is not None
-    assert between.b.wait_exit(pid, 60) == 0
+    begun.read_bytes()
+    moved(between, process, go)
     return result.read_text()
 
 

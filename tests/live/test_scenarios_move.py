@@ -1,11 +1,10 @@
 """Every scenario moves to another host while it waits, and then finds nothing odd."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.live.journey import Road, road
+from tests.live.journey import Road
 from tests.live.scenarios import harness
 from tests.live.scenarios.harness import Scenario, tell_moved
 
@@ -16,19 +15,6 @@ _OTHERS = frozenset(
 SCENARIOS = sorted(
     path.stem for path in harness.HERE.glob("*.c") if path.stem not in _OTHERS
 )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What both hosts see."""
-    return tmp_path_factory.mktemp("shared")
-
-
-@pytest.fixture(scope="module")
-def between(folder: Path) -> Iterator[Road]:
-    """Two hosts for all tests here."""
-    with road(folder, harness.build_folder()) as made:
-        yield made
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

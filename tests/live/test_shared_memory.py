@@ -57,12 +57,6 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What both hosts see."""
-    return tmp_path_factory.mktemp("shared")
-
-
-@pytest.fixture(scope="module")
 def between(folder: Path) -> Iterator[Road]:
     """Two hosts for all tests here."""
     shared = [ROOT, folder, harness.build_folder()]
